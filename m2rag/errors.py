@@ -1,0 +1,82 @@
+"""Every error m2rag raises on purpose. Each message names the item, the numbers on both sides and what to do."""
+
+from __future__ import annotations
+
+
+class M2RagError(Exception):
+    """Base of all errors raised on purpose by this library."""
+
+
+class InvalidInputError(M2RagError, ValueError):
+    """An input has the right type and a value that cannot be embedded: empty, only white space, binary."""
+
+
+class InvalidInputTypeError(M2RagError, TypeError):
+    """An input is not a `str`."""
+
+
+class InputTooLongError(InvalidInputError):
+    """An input has more tokens than the model takes, and the policy is `on_too_long="error"`.
+
+    Attributes:
+        index: position of the input in the batch.
+        n_tokens: its length in tokens, special tokens included.
+        max_tokens: the limit.
+    """
+
+    def __init__(self, index: int, n_tokens: int, max_tokens: int) -> None:
+        super().__init__(
+            f"input {index} has {n_tokens:,} tokens, the limit is {max_tokens:,}: "
+            "pass on_too_long='window' (all of the text, in overlapping windows) or 'truncate' (its beginning)"
+        )
+        self.index = index
+        self.n_tokens = n_tokens
+        self.max_tokens = max_tokens
+
+
+class OutOfMemoryError(M2RagError, MemoryError):
+    """One input alone does not fit into the device's memory."""
+
+
+class CheckpointError(M2RagError):
+    """A checkpoint is missing, damaged, unsafe, or does not hold the tensors of the model it claims to be."""
+
+
+class NonFiniteError(M2RagError, ValueError):
+    """NaN or infinity in weights, in a model's output or in an answer: never stored, never returned."""
+
+
+class MissingDependencyError(M2RagError, ImportError):
+    """An optional package is not installed; the message holds the exact `pip install`."""
+
+
+class DocumentError(M2RagError):
+    """A file cannot be read as a document (binary, unreadable, empty, damaged)."""
+
+
+class StoreError(M2RagError):
+    """The vector store failed or cannot be reached."""
+
+
+class IndexNotFoundError(StoreError):
+    """There is no index at this place."""
+
+
+class IndexLockedError(StoreError):
+    """The index folder is open in another process."""
+
+
+class IndexMismatchError(M2RagError):
+    """The index was built with another embedder: vectors of the two cannot be compared."""
+
+    def __init__(self, where: str, stored: str, given: str) -> None:
+        super().__init__(
+            f"the index at {where} was built with\n  {stored}\nand this embedder is\n  {given}\n"
+            "Open it with the embedder it was built with, or build a new index."
+        )
+        self.stored = stored
+        self.given = given
+
+
+class TaskError(M2RagError):
+    """An evaluation task folder lacks a file or holds a broken line."""
