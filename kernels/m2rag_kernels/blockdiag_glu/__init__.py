@@ -1,0 +1,1 @@
+from m2rag_kernels.blockdiag_glu.naive import blockdiag_glu
