@@ -87,9 +87,7 @@ def translate_key(key: str) -> str | None:
     for pattern, ours in _KEY_MAP:
         match = pattern.fullmatch(bare)
         if match:
-            name = (
-                match.expand(ours).replace("filter_fn2.", "residual_filter.").replace("filter_fn.", "filter.")
-            )
+            name = match.expand(ours).replace("filter_fn2.", "residual_filter.").replace("filter_fn.", "filter.")
             return re.sub(r"(mlp(?:_rev)?\.)([0246])\.", lambda m: m[1] + _SINE_POSITIONS[m[2]] + ".", name)
     raise KeyError(key)
 
@@ -343,9 +341,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder}: no config.json; a bare weights file needs config={{...}}"
-        ) from error
+        raise CheckpointError(f"{folder}: no config.json; a bare weights file needs config={{...}}") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(settings, dict):

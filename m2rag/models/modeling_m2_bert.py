@@ -27,9 +27,7 @@ class M2BertEmbeddings(nn.Module):
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
-        self.word_embeddings = nn.Embedding(
-            config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id
-        )
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.hidden_size, padding_idx=config.pad_token_id)
         self.position_embeddings = (
             nn.Embedding(config.max_position_embeddings, config.hidden_size)
             if config.use_positional_encodings
@@ -309,9 +307,7 @@ class M2BertModel(M2BertPreTrainedModel):
         given_length = input_ids.shape[1]
         if given_length > config.max_tokens:
             raise InputTooLongError(0, given_length, config.max_tokens)
-        mask = (
-            torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
-        )
+        mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if config.padding == "max_length":
             missing = config.max_position_embeddings - given_length
             input_ids = F.pad(input_ids, (0, missing), value=config.pad_token_id)
@@ -403,9 +399,7 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__(config)
-        dropout = (
-            config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        )
+        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
         self.bert = M2BertModel(config)
         self.dropout = nn.Dropout(dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
