@@ -1,0 +1,160 @@
+"""Retrieval systems behind one small protocol: BM25, the vectors of an embedder, and the fusion of several."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from m2rag._optional import require
+from m2rag.errors import NonFiniteError
+from m2rag.evaluation.metrics import order
+from m2rag.results import EmbeddingResult
+
+Scores = dict[str, dict[str, float]]
+
+
+class Ranker(Protocol):
+    """A retrieval system. `name` is what tables call it."""
+
+    name: str
+
+    def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
+        """For each query id the scores of its best `k` or fewer documents by id; higher is better.
+
+        `corpus` and `queries` hold texts by id. A document left out was not found.
+        """
+        ...
+
+
+class Embedder(Protocol):
+    """What `DenseRanker` needs of an embedder; `m2rag.M2Embedder` has it."""
+
+    def embed_documents(
+        self, texts: Sequence[str], *, on_too_long: str | None = None, show_progress: bool | None = None
+    ) -> EmbeddingResult: ...
+
+    def embed_queries(self, texts: Sequence[str]) -> np.ndarray: ...
+
+
+class BM25Ranker:
+    """BM25 over whole documents: English stop words removed, English (Snowball) stems, Lucene's weighting.
+
+    Documents that share no term with the query are not returned.
+    """
+
+    name = "BM25"
+
+    def __init__(self, *, k1: float = 1.5, b: float = 0.75) -> None:
+        self.k1 = k1
+        self.b = b
+
+    def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
+        bm25s = require("bm25s", extra="eval")
+        stemmer = require("Stemmer", extra="eval").Stemmer("english")
+        settings = {"stopwords": "en", "stemmer": stemmer, "show_progress": False}
+        ids = [document for document, text in corpus.items() if text]
+        if not ids:
+            return {query: {} for query in queries}
+        tokens = bm25s.tokenize([corpus[document] for document in ids], **settings)
+        if not tokens.vocab:  # nothing but stop words anywhere: there is no term to find
+            return {query: {} for query in queries}
+        index = bm25s.BM25(k1=self.k1, b=self.b)
+        index.index(tokens, show_progress=False)
+        asked = bm25s.tokenize(list(queries.values()), return_ids=False, **settings)
+        result: Scores = {}
+        for query, terms in zip(queries, asked, strict=True):
+            known = [term for term in terms if term in tokens.vocab]
+            scores = index.get_scores(known) if known else np.zeros(len(ids), np.float32)
+            result[query] = _best(scores, ids, k, positive_only=True)
+        return result
+
+
+class DenseRanker:
+    """Exact cosine between the vector of the whole document and the vector of the query.
+
+    A document longer than the model takes is embedded in windows. Vectors of documents are kept by the hash of their
+    text for as long as this object lives, so tasks over one corpus embed it once.
+
+    Args:
+        embedder: see `Embedder`.
+        name: what tables call it.
+        show_progress: passed on to `embed_documents`.
+    """
+
+    def __init__(self, embedder: Embedder, *, name: str = "dense", show_progress: bool | None = None) -> None:
+        self.name = name
+        self._embedder = embedder
+        self._show_progress = show_progress
+        self._vectors: dict[bytes, np.ndarray] = {}
+
+    def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
+        """See `Ranker`.
+
+        Raises:
+            NonFiniteError: a vector holds NaN or infinity; the message names the document or query.
+        """
+        ids = [document for document, text in corpus.items() if text]
+        if not ids or not queries:
+            return {query: {} for query in queries}
+        documents = _unit(self._document_vectors([corpus[document] for document in ids]), "document", ids)
+        asked = _unit(self._embedder.embed_queries(list(queries.values())), "query", list(queries))
+        result: Scores = {}
+        for query, vector in zip(queries, asked, strict=True):
+            result[query] = _best(documents @ vector, ids, k)
+        return result
+
+    def _document_vectors(self, texts: list[str]) -> np.ndarray:
+        """(N, D) float32, embedding only what was not embedded before."""
+        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
+        if new:
+            embedded = self._embedder.embed_documents(
+                list(new.values()), on_too_long="window", show_progress=self._show_progress
+            )
+            self._vectors.update(zip(new, np.asarray(embedded.vectors, dtype=np.float32), strict=True))
+        return np.stack([self._vectors[key] for key in keys])
+
+
+class FusionRanker:
+    """Reciprocal rank fusion: a document scores the sum over the systems of 1 / (60 + its rank there, from 1).
+
+    Args:
+        rankers: the systems; each is asked for its best 100, or `k` if that is more.
+        name: what tables call it; default: the systems' names joined by " + ".
+    """
+
+    def __init__(self, rankers: Sequence[Ranker], *, name: str | None = None) -> None:
+        self.name = name or " + ".join(ranker.name for ranker in rankers)
+        self._rankers = list(rankers)
+
+    def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
+        fused: Scores = {query: {} for query in queries}
+        for ranker in self._rankers:
+            for query, scores in ranker.rank(corpus, queries, max(k, 100)).items():
+                for rank, document in enumerate(order(scores), start=1):
+                    fused[query][document] = fused[query].get(document, 0.0) + 1 / (60 + rank)
+        return {query: {i: scores[i] for i in order(scores, k)} for query, scores in fused.items()}
+
+
+def _best(scores: np.ndarray, ids: list[str], k: int, *, positive_only: bool = False) -> dict[str, float]:
+    """The `k` best of `scores` (N,) by id, equal ones in ascending order of id wherever the cut falls."""
+    candidates = np.arange(len(ids))
+    if positive_only:
+        candidates = candidates[scores > 0]
+    if len(candidates) > k:
+        cut = np.partition(scores[candidates], -k)[-k]
+        candidates = candidates[scores[candidates] >= cut]
+    found = {ids[i]: float(scores[i]) for i in candidates}
+    return {document: found[document] for document in order(found, k)}
+
+
+def _unit(vectors: np.ndarray, what: str, ids: list[str]) -> np.ndarray:
+    """Rows of `vectors` (N, D) at length 1, float32."""
+    vectors = np.asarray(vectors, dtype=np.float32)
+    bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
+    if len(bad):
+        raise NonFiniteError(f"the vector of {what} {ids[bad[0]]!r} holds NaN or infinity ({len(bad)} such vectors)")
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
