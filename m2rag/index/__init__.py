@@ -1,0 +1,21 @@
+"""Index whole documents and find them by meaning."""
+
+from __future__ import annotations
+
+from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Passage
+from m2rag.index.embedding import Embedder
+from m2rag.index.index import LongDocumentIndex, read_info
+from m2rag.index.readers import read_document
+
+__all__ = [
+    "AddProgress",
+    "AddReport",
+    "Document",
+    "Embedder",
+    "Failure",
+    "Hit",
+    "LongDocumentIndex",
+    "Passage",
+    "read_document",
+    "read_info",
+]

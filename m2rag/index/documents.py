@@ -1,0 +1,181 @@
+"""What goes into an index and what comes out of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID, uuid5
+
+from m2rag.errors import InvalidInputError, InvalidInputTypeError, M2RagError
+
+_NAMESPACE = UUID("6a0c1c8e-6d0f-5f0b-9a6e-0d3f6c0b7a52")
+
+
+@dataclass(frozen=True)
+class Document:
+    """One whole document.
+
+    Attributes:
+        id: the caller's name for it, unique in the index: adding another document under the same id replaces it.
+        text: all of it.
+        title: shown with hits; not part of what is embedded.
+        metadata: JSON values; `search(filter=...)` compares its top-level fields.
+        origin: absolute path of the file it was read from. Not content: moving a file does not change its document.
+    """
+
+    id: str
+    text: str
+    title: str | None = None
+    metadata: Mapping[str, Any] | None = None
+    origin: str | None = None
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A part of a document: `text == document.text[start:end]`; score is its cosine to the query."""
+
+    text: str
+    start: int
+    end: int
+    score: float
+
+
+@dataclass(frozen=True)
+class Hit:
+    """A document found.
+
+    Attributes:
+        id: its id.
+        score: cosine of query and whole document.
+        title: its title, if it has one.
+        passages: its best passages that do not overlap, best first; empty if they were not asked for.
+        metadata: as given when it was added.
+        n_tokens: its length in tokens.
+        n_windows: windows it was embedded in (1 unless it was longer than the model takes).
+        truncated: some of its tokens are not in its vector.
+    """
+
+    id: str
+    score: float
+    title: str | None
+    passages: list[Passage]
+    metadata: dict[str, Any]
+    n_tokens: int
+    n_windows: int
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A document that was not indexed, and why. An earlier version of it stays in the index."""
+
+    id: str
+    cause: M2RagError
+
+
+@dataclass
+class AddReport:
+    """What one `add` did. Every document handed in is counted in exactly one of the first four.
+
+    Attributes:
+        added: documents that are new in the index.
+        replaced: documents whose content (or length policy) had changed.
+        unchanged: documents already there, not embedded again.
+        failed: documents that could not be read or embedded.
+        skipped: files met in folders that are of no supported kind.
+        n_tokens: tokens embedded.
+        seconds: wall time.
+    """
+
+    added: int = 0
+    replaced: int = 0
+    unchanged: int = 0
+    failed: list[Failure] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    n_tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def done(self) -> int:
+        """Documents dealt with so far."""
+        return self.added + self.replaced + self.unchanged + len(self.failed)
+
+
+@dataclass(frozen=True)
+class AddProgress:
+    """Where an `add` stands: enough to draw documents/s, tokens/s and the time left.
+
+    Attributes:
+        done: documents dealt with (stored, unchanged or failed).
+        total: documents in all; None while that is not known.
+        tokens: tokens embedded so far, those of documents not yet stored included.
+        current: id of the document at hand.
+        seconds: since the start.
+    """
+
+    done: int
+    total: int | None
+    tokens: int
+    current: str
+    seconds: float
+
+
+def point_id(document_id: str) -> UUID:
+    """The id of a document's point: the same for the same document id, in every index."""
+    return uuid5(_NAMESPACE, document_id)
+
+
+def check_document(document: Document) -> dict[str, Any]:
+    """Check that a document can be stored and return its metadata as JSON gives it back.
+
+    Raises:
+        InvalidInputTypeError: id, text or title is not a `str`, or metadata is not a mapping.
+        InvalidInputError: id or text is empty, a string is not valid Unicode, or metadata is not JSON.
+    """
+    for name, value in (("id", document.id), ("text", document.text), ("title", document.title)):
+        if not isinstance(value, str) and not (name == "title" and value is None):
+            raise InvalidInputTypeError(
+                f"the {name} of document {document.id!r} is {type(value).__name__}, it must be str"
+            )
+    if not document.id.strip():
+        raise InvalidInputError("a document has an empty id")
+    if not document.text.strip():
+        raise InvalidInputError(f"document {document.id!r} is empty: there is no text to embed")
+    if document.metadata is not None and not isinstance(document.metadata, Mapping):
+        raise InvalidInputTypeError(
+            f"the metadata of document {document.id!r} is {type(document.metadata).__name__}, it must be a mapping"
+        )
+    try:
+        for text in (document.id, document.title or "", document.text):
+            text.encode("utf-8")
+        return json.loads(_canonical(document), parse_int=_int64)["metadata"]
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(
+            f"document {document.id!r} holds a lone surrogate at character {error.start}: it is not valid Unicode, "
+            "decode its source with the right encoding"
+        ) from error
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"the metadata of document {document.id!r} is not JSON: {error}") from error
+
+
+def content_hash(document: Document) -> str:
+    """sha256 of text, title and metadata, in hex; a checked document only."""
+    digest = hashlib.sha256(_canonical(document).encode("utf-8"))
+    digest.update(b"\0")
+    digest.update(document.text.encode("utf-8"))
+    return digest.hexdigest()
+
+
+def _canonical(document: Document) -> str:
+    content = {"title": document.title, "metadata": dict(document.metadata or {})}
+    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+
+
+def _int64(digits: str) -> int:
+    number = int(digits)
+    if not -(2**63) <= number < 2**63:
+        raise ValueError(f"the integer {digits} does not fit into 64 bits")
+    return number

@@ -1,0 +1,283 @@
+"""`LongDocumentIndex`: whole documents in, hits with their best passages out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from m2rag.errors import InvalidInputError, NonFiniteError
+from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Passage, point_id
+from m2rag.index.embedding import Embedder
+from m2rag.index.ingest import DOC, PASSAGES, Ingest, Monitor, check_embedder, mismatch
+from m2rag.index.sources import Source, plan, read
+from m2rag.stores import Filter, Manifest, Point, Scalar, Schema, VectorSpec, VectorStore, open_store
+
+logger = logging.getLogger(__name__)
+
+POLICIES = ("error", "truncate", "window")
+
+BATCH_TOKENS = 65_536
+"""Tokens (estimated) embedded and stored in one go: two documents of full length. A kill loses at most this much."""
+
+_READ_AT_ONCE = 16  # hits whose whole texts and passages are in memory together
+_DOCUMENT_FIELDS = ("text", "title", "metadata", "origin")
+_HIT_FIELDS = ("id", "title", "metadata", "n_tokens", "n_used", "n_windows")
+
+
+class LongDocumentIndex:
+    """Whole documents with one vector each, kept in a folder and found by meaning.
+
+    Every write and query is preceded by a check that the embedder is the one the index was built with. What `add` has
+    stored survives the death of the process at any moment; running the same `add` again completes it, and embeds
+    nothing twice. Searching from several threads is fine; writers take turns.
+
+    Args:
+        path_or_store: the index folder, or an open store.
+        embedder: makes the vectors.
+        create: make a new index where there is none.
+
+    Raises:
+        IndexNotFoundError: there is no index and `create` is False.
+        IndexMismatchError: the index was built with another embedder.
+        IndexLockedError: another process has the folder open.
+        StoreError: the folder holds other things, is damaged or cannot be written.
+    """
+
+    def __init__(self, path_or_store: str | Path | VectorStore, embedder: Embedder, *, create: bool = True) -> None:
+        self._embedder = embedder
+        self._writing = threading.Lock()
+        if isinstance(path_or_store, (str, Path)):
+            new = (new_manifest(embedder), index_schema(embedder.dimension)) if create else None
+            self._store = open_store(path_or_store, create=new)
+        else:
+            self._store = path_or_store
+        try:
+            check_embedder(self._store, self._embedder)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> LongDocumentIndex:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Write what is pending and let others open the folder. Closing twice is fine."""
+        self._store.close()
+
+    def add(
+        self,
+        documents_or_paths: Source | Iterable[Source],
+        *,
+        on_too_long: str = "window",
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[AddProgress], None] | None = None,
+    ) -> AddReport:
+        """Index documents: new ones are added, changed ones replaced, unchanged ones left alone.
+
+        Documents stream: about `batch_tokens` of text are in memory at a time, however many there are. A document
+        that cannot be read or embedded is reported, and its earlier version, if any, stays. Ctrl-C ends after the
+        write in progress; what was stored stays stored.
+
+        Args:
+            documents_or_paths: a `Document`, a file, a folder (read recursively), or an iterable of these.
+            on_too_long: what to do with documents longer than the model takes: "window" (overlapping windows over all
+                of the text), "truncate" (its beginning) or "error" (report it). A document that was cut or windowed
+                counts as changed when this changes.
+            batch_tokens: how much to embed and store in one go.
+            progress: called as work goes on.
+
+        Returns:
+            What was done.
+
+        Raises:
+            DocumentError: a folder holds no document of a supported kind; nothing was done.
+            IndexMismatchError: the embedder is not the index's, or its vectors have another dimension.
+            InvalidInputError, InvalidInputTypeError: an argument is wrong.
+            StoreError: the store failed.
+        """
+        if on_too_long not in POLICIES:
+            raise InvalidInputError(f"on_too_long must be one of {', '.join(POLICIES)}, not {on_too_long!r}")
+        if batch_tokens < 1:
+            raise InvalidInputError(f"batch_tokens must be at least 1, not {batch_tokens}")
+        check_embedder(self._store, self._embedder)
+        report = AddReport()
+        items, total = plan(documents_or_paths, report.skipped)
+        monitor = Monitor(report, total, progress)
+        with self._writing:
+            try:
+                Ingest(self._store, self._embedder, on_too_long, monitor).run(map(read, items), batch_tokens)
+            finally:
+                self._store.flush()
+            if report.added or report.replaced:
+                self._store.optimize()
+        report.seconds = monitor.seconds
+        logger.info(
+            "%s: %d added, %d replaced, %d unchanged, %d failed, %d tokens in %.1f s",
+            *(self._store.location, report.added, report.replaced, report.unchanged),
+            *(len(report.failed), report.n_tokens, report.seconds),
+        )
+        return report
+
+    def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        filter: Mapping[str, Scalar] | None = None,
+        passages: bool = True,
+        n_passages: int = 3,
+    ) -> list[Hit]:
+        """The `k` documents nearest to a query, best first.
+
+        Args:
+            query: what is looked for, in any words.
+            k: how many documents.
+            filter: metadata fields and the values they must have, all of them; a list matches by any of its items.
+            passages: also find the passages of each hit that are nearest to the query.
+            n_passages: at most how many per hit; they do not overlap.
+
+        Raises:
+            InvalidInputError: `k` or `n_passages` is out of range, the filter is malformed, or the query is empty.
+            IndexMismatchError: the embedder is not the index's.
+            NonFiniteError: the query's vector holds NaN or infinity.
+        """
+        if k < 1:
+            raise InvalidInputError(f"k must be at least 1, not {k}")
+        if n_passages < 0:
+            raise InvalidInputError(f"n_passages must be at least 0, not {n_passages}")
+        conditions = _conditions(filter)
+        check_embedder(self._store, self._embedder)
+        vector = np.asarray(self._embedder.embed_query(query), dtype=np.float32)
+        if vector.shape != (self._store.manifest.dimension,):
+            raise mismatch(self._store, f"a query vector of shape {vector.shape}")
+        if not np.isfinite(vector).all():
+            raise NonFiniteError("the query's vector holds NaN or infinity: the embedder's weights are damaged")
+        points = self._store.query(DOC, vector, limit=k, filter=conditions, payload=_HIT_FIELDS)
+        found: dict[Any, list[Passage]] = {}
+        if passages and n_passages:
+            for start in range(0, len(points), _READ_AT_ONCE):
+                ids = [point.id for point in points[start : start + _READ_AT_ONCE]]
+                full = self._store.retrieve(ids, payload=("text", "starts", "ends"), vectors=(PASSAGES,))
+                found.update((id, _best_passages(point, vector, n_passages)) for id, point in full.items())
+        return [_hit(point, found.get(point.id, [])) for point in points]
+
+    def delete(self, ids: str | Iterable[str]) -> int:
+        """Remove documents by id; returns how many were there."""
+        wanted = [point_id(id) for id in ([ids] if isinstance(ids, str) else ids)]
+        with self._writing:
+            there = list(self._store.retrieve(wanted))
+            if there:
+                self._store.delete(there)
+                self._store.flush()
+        return len(there)
+
+    def get(self, id: str) -> Document | None:
+        """The document with this id, as stored; None if there is none."""
+        for point in self._store.retrieve([point_id(id)], payload=_DOCUMENT_FIELDS).values():
+            stored = point.payload
+            return Document(id, stored["text"], stored["title"], stored["metadata"], stored["origin"])
+        return None
+
+    def ids(self) -> list[str]:
+        """Ids of all documents, sorted."""
+        return sorted(str(id) for id in self._store.values("id"))
+
+    def __len__(self) -> int:
+        return self._store.count()
+
+    def __contains__(self, id: object) -> bool:
+        return isinstance(id, str) and bool(self._store.retrieve([point_id(id)]))
+
+    def info(self) -> dict[str, Any]:
+        """What the index holds: path, documents, tokens, size_bytes, fingerprint, dimension, created, versions."""
+        return _info(self._store)
+
+
+def read_info(path: str | Path) -> dict[str, Any]:
+    """What an index holds, without its embedder; see `LongDocumentIndex.info`.
+
+    Raises:
+        IndexNotFoundError, IndexLockedError, StoreError: it cannot be opened.
+    """
+    store = open_store(path)
+    try:
+        return _info(store)
+    finally:
+        store.close()
+
+
+def new_manifest(embedder: Embedder) -> Manifest:
+    """The manifest of an index that is created now with this embedder."""
+    try:
+        ours = version("m2rag")
+    except PackageNotFoundError:  # imported from a source tree that is not installed
+        ours = "unknown"
+    created = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    return Manifest(embedder.fingerprint, embedder.dimension, created, ours)
+
+
+def index_schema(dimension: int) -> Schema:
+    """Vectors and listed fields of a collection of documents."""
+    vectors = (VectorSpec(DOC, dimension), VectorSpec(PASSAGES, dimension, multi=True, searched=False))
+    return Schema(vectors, {"id": "keyword", "n_tokens": "integer"})
+
+
+def _conditions(filter: Mapping[str, Scalar] | None) -> Filter | None:
+    if not filter:
+        return None
+    for name, value in filter.items():
+        if not isinstance(name, str) or not isinstance(value, (str, int, float, bool)):
+            raise InvalidInputError(
+                f"filter {name!r}: {value!r} is not a metadata field and a str, int, float or bool it must equal"
+            )
+    return {("metadata", name): value for name, value in filter.items()}
+
+
+def _best_passages(point: Point, query: np.ndarray, n: int) -> list[Passage]:
+    matrix = point.vectors.get(PASSAGES)
+    if matrix is None:
+        return []
+    text, starts, ends = (point.payload[name] for name in ("text", "starts", "ends"))
+    scores = matrix @ (query / max(float(np.linalg.norm(query)), 1e-12))  # stored vectors have length 1
+    best: list[Passage] = []
+    for i in np.argsort(-scores, kind="stable"):
+        start, end = starts[i], ends[i]
+        if all(end <= taken.start or start >= taken.end for taken in best):
+            best.append(Passage(text[start:end], start, end, float(scores[i])))
+            if len(best) == n:
+                break
+    return best
+
+
+def _hit(point: Point, passages: list[Passage]) -> Hit:
+    payload = point.payload
+    return Hit(
+        id=payload["id"],
+        score=point.score,
+        title=payload["title"],
+        passages=passages,
+        metadata=dict(payload["metadata"]),
+        n_tokens=payload["n_tokens"],
+        n_windows=payload["n_windows"],
+        truncated=payload["n_used"] < payload["n_tokens"],
+    )
+
+
+def _info(store: VectorStore) -> dict[str, Any]:
+    tokens = sum(int(value) * count for value, count in store.values("n_tokens").items())
+    held = {"path": store.location, "documents": store.count(), "tokens": tokens, "size_bytes": store.size_bytes()}
+    return {**held, **asdict(store.manifest)}

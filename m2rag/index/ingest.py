@@ -1,0 +1,272 @@
+"""The steps of `LongDocumentIndex.add`: check, leave out what is unchanged, group, embed, store, count."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from m2rag.errors import IndexMismatchError, InvalidInputError, M2RagError, NonFiniteError
+from m2rag.index.documents import (
+    AddProgress,
+    AddReport,
+    Document,
+    Failure,
+    check_document,
+    content_hash,
+    point_id,
+)
+from m2rag.index.embedding import Embedder
+from m2rag.results import EmbeddingResult
+from m2rag.stores import Point, VectorStore
+
+logger = logging.getLogger(__name__)
+
+DOC = "doc"
+PASSAGES = "passages"
+
+_BYTES_PER_TOKEN = 4  # of English in UTF-8; groups need no exact count, and an exact one costs a tokenizer pass
+_MAX_GROUP = 256
+_STATE_FIELDS = ("hash", "on_too_long", "n_tokens", "n_used", "n_windows", "origin")
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A checked document on its way into the store; `tokens` is an estimate."""
+
+    document: Document
+    metadata: dict[str, Any]
+    hash: str
+    tokens: int
+    is_new: bool = True
+
+
+class Ingest:
+    """One run of `add`.
+
+    Args:
+        store: where points go.
+        embedder: makes the vectors.
+        policy: `on_too_long`.
+        monitor: counts what happens to each document.
+    """
+
+    def __init__(self, store: VectorStore, embedder: Embedder, policy: str, monitor: Monitor) -> None:
+        self._store = store
+        self._embedder = embedder
+        self._policy = policy
+        self._monitor = monitor
+
+    def run(self, items: Iterable[Document | Failure], batch_tokens: int) -> None:
+        """Bring the items into the store, one group after the other."""
+        changed = self._changed(self._checked(items), batch_tokens)
+        for group in grouped(changed, batch_tokens):
+            self._embed_and_store(group)
+
+    def _checked(self, items: Iterable[Document | Failure]) -> Iterator[Pending]:
+        """Checked documents; another document under an id of this run fails, the same one again is unchanged."""
+        seen: dict[bytes, str] = {}
+        for item in items:
+            if isinstance(item, Failure):
+                self._monitor.fail(item.id, item.cause)
+                continue
+            try:
+                metadata = check_document(item)
+            except M2RagError as error:
+                self._monitor.fail(str(item.id), error)
+                continue
+            key, digest = point_id(item.id).bytes, content_hash(item)
+            if key not in seen:
+                seen[key] = digest
+                yield Pending(item, metadata, digest, len(item.text.encode("utf-8")) // _BYTES_PER_TOKEN + 2)
+            elif seen[key] == digest:
+                self._monitor.keep(item.id)
+            else:
+                self._monitor.fail(item.id, _taken(item, "another document handed in with it"))
+
+    def _changed(self, documents: Iterable[Pending], batch_tokens: int) -> Iterator[Pending]:
+        """The documents that are new or changed, looked up many at a time."""
+        for group in grouped(documents, batch_tokens):
+            ids = [point_id(pending.document.id) for pending in group]
+            stored = self._store.retrieve(ids, payload=_STATE_FIELDS)
+            for id, pending in zip(ids, group, strict=True):
+                if id not in stored:
+                    yield pending
+                elif _is_current(stored[id].payload, pending.hash, self._policy):
+                    self._monitor.keep(pending.document.id)
+                elif _is_other_file(stored[id].payload, pending):
+                    other = f"the file {stored[id].payload['origin']}"
+                    self._monitor.fail(pending.document.id, _taken(pending.document, other))
+                else:
+                    yield Pending(pending.document, pending.metadata, pending.hash, pending.tokens, is_new=False)
+
+    def _embed_and_store(self, group: Sequence[Pending]) -> None:
+        check_embedder(self._store, self._embedder)
+        self._monitor.show(group[0].document.id)
+        result = self._embedder.embed_documents(
+            [pending.document.text for pending in group],
+            on_too_long=self._policy,
+            on_error="skip",
+            passages=True,
+            on_batch=self._monitor.embedding,
+        )
+        vectors = np.asarray(result.vectors, dtype=np.float32)
+        if vectors.shape != (len(group), self._store.manifest.dimension):
+            given = f"{self._embedder.fingerprint}: vectors {vectors.shape} for {len(group)} documents"
+            raise mismatch(self._store, given)
+        points: list[Point] = []
+        stored: list[Pending] = []
+        for i, pending in enumerate(group):
+            if i in result.errors:
+                self._monitor.fail(pending.document.id, result.errors[i])
+                continue
+            point = self._point(pending, vectors[i], result, i)
+            if all(np.isfinite(vector).all() for vector in point.vectors.values()):
+                points.append(point)
+                stored.append(pending)
+            else:
+                cause = NonFiniteError(
+                    f"the vector of document {pending.document.id!r} holds NaN or infinity: it was not stored"
+                )
+                self._monitor.fail(pending.document.id, cause)
+        if points:
+            self._store.upsert(points)
+        self._monitor.stored(stored, sum(point.payload["n_tokens"] for point in points))
+
+    def _point(self, pending: Pending, vector: np.ndarray, result: EmbeddingResult, i: int) -> Point:
+        document = pending.document
+        vectors = {DOC: vector}
+        starts: list[int] = []
+        ends: list[int] = []
+        passages = result.passages[i] if result.passages is not None else None
+        if passages is not None and len(passages):
+            matrix = np.asarray(passages.vectors, dtype=np.float32)
+            if matrix.shape[1:] != vector.shape:
+                raise mismatch(self._store, f"{self._embedder.fingerprint}: passage vectors {matrix.shape}")
+            vectors[PASSAGES] = matrix
+            starts, ends = np.asarray(passages.starts).tolist(), np.asarray(passages.ends).tolist()
+        payload = {
+            "id": document.id,
+            "title": document.title,
+            "text": document.text,
+            "metadata": pending.metadata,
+            "origin": document.origin,
+            "hash": pending.hash,
+            "on_too_long": self._policy,
+            "n_tokens": int(result.n_tokens[i]),
+            "n_used": int(result.n_used[i]),
+            "n_windows": int(result.n_windows[i]),
+            "starts": starts,
+            "ends": ends,
+        }
+        return Point(point_id(document.id), vectors, payload)
+
+
+class Monitor:
+    """Counts what happens to each document and tells the caller's callback.
+
+    Args:
+        report: what is counted into.
+        total: documents in all, None if unknown.
+        callback: told after every step.
+    """
+
+    def __init__(self, report: AddReport, total: int | None, callback: Callable[[AddProgress], None] | None) -> None:
+        self._report = report
+        self._total = total
+        self._callback = callback
+        self._started = time.perf_counter()
+        self._in_flight = 0
+        self._current = ""
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self._started
+
+    def show(self, current: str) -> None:
+        """This document is at hand."""
+        self._current = current
+        if self._callback is not None:
+            tokens = self._report.n_tokens + self._in_flight
+            self._callback(AddProgress(self._report.done, self._total, tokens, current, self.seconds))
+
+    def keep(self, id: str) -> None:
+        """This document is unchanged."""
+        self._report.unchanged += 1
+        self.show(id)
+
+    def fail(self, id: str, cause: M2RagError) -> None:
+        """This document is not indexed."""
+        logger.warning("%s was not indexed: %s", id, cause)
+        self._report.failed.append(Failure(id, cause))
+        self.show(id)
+
+    def embedding(self, documents: int, tokens: int) -> None:
+        """A batch of the group at hand is embedded, not yet stored."""
+        self._in_flight += tokens
+        self.show(self._current)
+
+    def stored(self, group: Sequence[Pending], tokens: int) -> None:
+        """These documents are safe."""
+        self._in_flight = 0
+        self._report.n_tokens += tokens
+        self._report.added += sum(pending.is_new for pending in group)
+        self._report.replaced += sum(not pending.is_new for pending in group)
+        self.show(group[-1].document.id if group else self._current)
+
+
+def grouped(documents: Iterable[Pending], batch_tokens: int) -> Iterator[list[Pending]]:
+    """Groups of documents of at most `batch_tokens` together; a longer document makes a group of its own."""
+    group: list[Pending] = []
+    tokens = 0
+    for pending in documents:
+        if group and (tokens + pending.tokens > batch_tokens or len(group) == _MAX_GROUP):
+            yield group
+            group, tokens = [], 0
+        group.append(pending)
+        tokens += pending.tokens
+    if group:
+        yield group
+
+
+def check_embedder(store: VectorStore, embedder: Embedder) -> None:
+    """Raise `IndexMismatchError` unless the store was built with this embedder."""
+    if embedder.fingerprint != store.manifest.fingerprint or embedder.dimension != store.manifest.dimension:
+        raise mismatch(store, f"{embedder.fingerprint} ({embedder.dimension} dimensions)")
+
+
+def mismatch(store: VectorStore, given: str) -> IndexMismatchError:
+    """The error that names both sides."""
+    stored = f"{store.manifest.fingerprint} ({store.manifest.dimension} dimensions)"
+    return IndexMismatchError(store.location, stored, given)
+
+
+def _is_current(stored: Mapping[str, Any], hash: str, policy: str) -> bool:
+    if stored["hash"] != hash:
+        return False
+    fits = stored["n_windows"] == 1 and stored["n_used"] == stored["n_tokens"]
+    return fits or stored["on_too_long"] == policy
+
+
+def _is_other_file(stored: Mapping[str, Any], pending: Pending) -> bool:
+    """Whether the stored document comes from a file that still exists and is not the one at hand."""
+    old, new = stored["origin"], pending.document.origin
+    if old is None or new is None or old == new or stored["hash"] == pending.hash:
+        return False
+    try:
+        return not os.path.samefile(old, new)
+    except OSError:  # the old one is gone: the file was moved
+        return False
+
+
+def _taken(document: Document, by: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"the id {document.id!r} is taken by {by}: files are named relative to the folder given, so index the folder "
+        "that holds both, or pass Documents with ids of your own"
+    )

@@ -1,0 +1,256 @@
+"""The default store: Qdrant's engine inside this process, in a folder. Only this file knows `qdrant_edge`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+from uuid import UUID
+
+import numpy as np
+import qdrant_edge as engine
+
+from m2rag.errors import IndexNotFoundError, InvalidInputError, StoreError
+from m2rag.stores.base import Filter, Manifest, Point, Scalar, Schema, VectorSpec
+from m2rag.stores.folder import LOCK_FILE, MANIFEST_FILE, FolderLock, read_manifest, size_on_disk, write_manifest
+
+SHARD = "shard"
+UNFINISHED_SHARD = "shard.unfinished"
+
+EXACT_UP_TO = 20_000
+"""Collections up to this many points are searched exactly: below a few milliseconds, and no recall to think about."""
+
+_FIELD_TYPES = {"keyword": engine.PayloadSchemaType.Keyword, "integer": engine.PayloadSchemaType.Integer}
+
+
+class EdgeStore:
+    """A collection in a folder: Qdrant Edge's shard, our manifest beside it, one opener at a time.
+
+    Creation is crash-safe by its order: the shard is made under another name, then the manifest is written, then
+    the shard gets its name. A folder without manifest is no index yet; one with it is complete or can be completed.
+
+    Args:
+        folder: the index folder.
+        create: what to create when there is no index yet; None to only open.
+
+    Raises:
+        IndexNotFoundError: there is no index and `create` is None.
+        IndexLockedError: another opener has it.
+        StoreError: the folder holds other things, is damaged or cannot be written.
+    """
+
+    def __init__(self, folder: str | Path, *, create: tuple[Manifest, Schema] | None = None) -> None:
+        self._folder = Path(folder)
+        self._shard: Any = None
+        self._lock: FolderLock | None = None
+        if read_manifest(self._folder) is None:
+            if create is None:
+                raise IndexNotFoundError(f"there is no index at {self._folder}")
+            self._claim_folder()
+        self._lock = FolderLock(self._folder)
+        try:
+            manifest = read_manifest(self._folder)
+            if manifest is None and create is not None:
+                manifest = self._create(*create)
+            if manifest is None:
+                raise IndexNotFoundError(f"there is no index at {self._folder}")
+            self._manifest = manifest
+            self._load()
+        except BaseException:
+            self._lock.release()
+            raise
+
+    @property
+    def location(self) -> str:
+        """The folder."""
+        return str(self._folder)
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the collection was built with."""
+        return self._manifest
+
+    def count(self) -> int:
+        """Points in the collection."""
+        with self._engine("count") as shard:
+            return shard.count(engine.CountRequest(exact=True))
+
+    def upsert(self, points: Sequence[Point]) -> None:
+        """Write or replace points; when this returns they are in the engine's write-ahead log.
+
+        Raises:
+            StoreError: the engine refused or failed. No point of the call was written if one has a wrong dimension.
+        """
+        records = [engine.Point(point.id, cast(Any, dict(point.vectors)), dict(point.payload)) for point in points]
+        with self._engine("write") as shard:
+            shard.update(engine.UpdateOperation.upsert_points(records))
+
+    def retrieve(
+        self, ids: Sequence[UUID], *, payload: Sequence[str] = (), vectors: Sequence[str] = ()
+    ) -> dict[UUID, Point]:
+        """Points by id with the named payload fields and vectors; ids that are not stored are absent."""
+        with self._engine("read") as shard:
+            records = shard.retrieve(list(ids), list(payload) or False, list(vectors) or False)
+        return {record.id: _to_point(record) for record in records}
+
+    def query(
+        self,
+        name: str,
+        vector: np.ndarray,
+        *,
+        limit: int,
+        filter: Filter | None = None,
+        payload: Sequence[str] = (),
+    ) -> list[Point]:
+        """The `limit` points whose vector `name` is nearest by cosine to `vector` (D,), best first.
+
+        Raises:
+            InvalidInputError: the filter names a field the engine cannot address.
+        """
+        request = engine.QueryRequest(
+            limit=limit,
+            query=engine.Query.Nearest(cast(Any, vector), name),
+            filter=engine.Filter(must=[_condition(*item) for item in filter.items()]) if filter else None,
+            params=engine.SearchParams(exact=self.count() <= EXACT_UP_TO),
+            with_payload=list(payload) or False,
+        )
+        with self._engine("search") as shard:
+            return [_to_point(record, record.score) for record in shard.query(request)]
+
+    def values(self, listed_field: str) -> dict[str | int, int]:
+        """Every value of a listed payload field -> number of points that have it."""
+        n = self.count()
+        if n == 0:
+            return {}
+        with self._engine("list") as shard:
+            facet = shard.facet(engine.FacetRequest(listed_field, limit=n, exact=True))
+        return {hit.value: hit.count for hit in facet.hits}
+
+    def delete(self, ids: Sequence[UUID]) -> None:
+        """Remove points; ids that are not stored are ignored."""
+        with self._engine("delete") as shard:
+            shard.update(engine.UpdateOperation.delete_points(list(ids)))
+
+    def flush(self) -> None:
+        """Write everything to disk: what was written so far survives a power failure too."""
+        with self._engine("flush") as shard:
+            shard.flush()
+
+    def optimize(self) -> None:
+        """Let the engine index and merge segments; it does nothing where little has changed."""
+        with self._engine("optimize") as shard:
+            shard.optimize()
+
+    def size_bytes(self) -> int:
+        """Space taken by the folder, in bytes."""
+        return size_on_disk(self._folder)
+
+    def close(self) -> None:
+        """Flush and let others open the folder. Closing twice is fine."""
+        if self._shard is None:
+            return
+        try:
+            with self._engine("close") as shard:
+                shard.close()
+        finally:
+            self._shard = None
+            if self._lock is not None:
+                self._lock.release()
+
+    def _claim_folder(self) -> None:
+        ours = {LOCK_FILE, UNFINISHED_SHARD, f"{MANIFEST_FILE}.partial"}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            others = [p.name for p in self._folder.iterdir() if p.name not in ours and p.name[0] != "."]
+        except OSError as error:
+            raise StoreError(
+                f"no index can be created at {self._folder}: {error.strerror}. Choose another folder"
+            ) from error
+        if MANIFEST_FILE in others:  # another process created the index a moment ago
+            return
+        if others:
+            raise StoreError(
+                f"{self._folder} is not an index and holds other things ({sorted(others)[0]}, {len(others)} in all): "
+                "choose a new or empty folder for the index"
+            )
+
+    def _create(self, manifest: Manifest, schema: Schema) -> Manifest:
+        unfinished = self._folder / UNFINISHED_SHARD
+        shutil.rmtree(unfinished, ignore_errors=True)
+        config = engine.EdgeConfig(
+            vectors={spec.name: _vector_params(spec) for spec in schema.vectors},
+            payload_memory=engine.Memory.Cold,  # whole texts: read from disk when asked for
+        )
+        with _translated("create", self.location):
+            shard = engine.EdgeShard.create(str(unfinished), config)
+            for name, kind in schema.listed_fields.items():
+                shard.update(engine.UpdateOperation.create_field_index(name, _FIELD_TYPES[kind]))
+            shard.close()
+        write_manifest(self._folder, manifest)
+        return manifest
+
+    def _load(self) -> None:
+        shard = self._folder / SHARD
+        unfinished = self._folder / UNFINISHED_SHARD
+        if not shard.exists():
+            if not unfinished.exists():
+                raise StoreError(
+                    f"the index at {self._folder} is damaged: it has {MANIFEST_FILE} and no {SHARD}/. "
+                    "Restore the folder or build the index anew in another one"
+                )
+            unfinished.rename(shard)
+        with _translated("open", self.location):
+            self._shard = engine.EdgeShard.load(str(shard))
+
+    @contextmanager
+    def _engine(self, doing: str) -> Iterator[Any]:
+        if self._shard is None:
+            raise StoreError(f"the index at {self.location} is closed")
+        with _translated(doing, self.location):
+            yield self._shard
+
+
+@contextmanager
+def _translated(doing: str, location: str) -> Iterator[None]:
+    """Give the engine's errors our type. They are plain `Exception`s, so only engine calls may stand in here."""
+    try:
+        yield
+    except Exception as error:
+        raise StoreError(f"the index at {location} failed to {doing}: {error}") from error
+
+
+def _vector_params(spec: VectorSpec) -> Any:
+    multi = engine.MultiVectorConfig(engine.MultiVectorComparator.MaxSim) if spec.multi else None
+    if spec.searched:
+        return engine.EdgeVectorParams(spec.size, engine.Distance.Cosine, multivector_config=multi)
+    return engine.EdgeVectorParams(
+        spec.size,
+        engine.Distance.Cosine,
+        multivector_config=multi,
+        hnsw_config=engine.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),  # m=0: no graph
+        datatype=engine.VectorStorageDatatype.Float16,  # compared within one document only: 3 digits do
+        memory=engine.Memory.Cold,
+    )
+
+
+def _condition(path: tuple[str, ...], value: Scalar) -> Any:
+    for part in path:
+        if '"' in part or "\\" in part:
+            raise InvalidInputError(f"cannot filter by {part!r}: a field name with a quote or backslash")
+    key = ".".join([path[0], *(f'"{part}"' for part in path[1:])])  # quoted, a dot is part of the name
+    if isinstance(value, bool):
+        # A Python bool would be taken for the integers 0 and 1, which match no stored bool.
+        return engine.FieldCondition(key, match=engine.MatchValue(cast(bool, np.bool_(value))))
+    if isinstance(value, str):
+        return engine.FieldCondition(key, match=engine.MatchValue(value))
+    if isinstance(value, int) and abs(value) >= 2**53:
+        return engine.FieldCondition(key, match=engine.MatchValue(value))
+    return engine.FieldCondition(key, range=engine.RangeFloat(gte=value, lte=value))  # 7 and 7.0 are the same
+
+
+def _to_point(record: Any, score: float = 0.0) -> Point:
+    vectors = record.vector or {}
+    arrays = {name: np.asarray(vector, dtype=np.float32) for name, vector in vectors.items()}
+    return Point(record.id, arrays, record.payload or {}, score)
