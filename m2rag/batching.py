@@ -1,0 +1,97 @@
+"""What goes through the model together: windows of long inputs, and batches by token budget."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+# Below this many tokens a difference in length costs less than one more call of the model.
+_SHORT = 64
+# A batch ends where the next input would be padded by more than a third of its own length.
+_FILL = 0.75
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What the model sees of one input at once: all of it, or one window.
+
+    Attributes:
+        document: position of the input in the call.
+        window: number of the window in its input, from 0.
+        ids: (n,) int32, special tokens and prompt included.
+        text: the characters of the window, for backends that send text.
+        weight: share in the input's vector, proportional to the tokens of text in the window.
+        spans: (S, 2) int64, begin and end positions in `ids` of the passages wanted, or None.
+    """
+
+    document: int
+    window: int
+    ids: np.ndarray
+    text: str
+    weight: float = 1.0
+    spans: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+@dataclass(frozen=True)
+class BatchRule:
+    """What a batch costs, in tokens after padding.
+
+    Attributes:
+        pad_to: every input costs this many tokens, whatever its length (None: as many as the longest of its batch).
+        equal_lengths: only inputs of one length may share a batch, because the model mixes pads like tokens.
+    """
+
+    pad_to: int | None = None
+    equal_lengths: bool = False
+
+    def cost(self, longest: int, count: int) -> int:
+        return count * (self.pad_to or longest)
+
+
+def plan_batches(lengths: Sequence[int], budget: int, rule: BatchRule | None = None) -> list[list[int]]:
+    """Positions of `lengths` in batches, longest first, similar lengths together.
+
+    No batch costs more than `budget` padded tokens, except a single input that alone does.
+
+    Args:
+        lengths: tokens of each input.
+        budget: padded tokens per batch, at least 1.
+        rule: how padding is charged.
+    """
+    if budget < 1:
+        raise ValueError(f"the budget is {budget} tokens, it must be at least 1")
+    rule = rule or BatchRule()
+    batches: list[list[int]] = []
+    longest = 0
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        length = lengths[position]
+        joins = bool(batches) and rule.cost(longest, len(batches[-1]) + 1) <= budget
+        if rule.equal_lengths:
+            joins = joins and length == longest
+        elif rule.pad_to is None:
+            joins = joins and max(length, _SHORT) >= _FILL * longest
+        if joins:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+            longest = length
+    return batches
+
+
+def plan_windows(n_tokens: int, size: int, overlap: int) -> list[tuple[int, int]]:
+    """(start, end) of windows of `size` tokens that cover `n_tokens` tokens; the last one may be shorter.
+
+    Neighbours share `overlap` tokens.
+    """
+    if not 0 <= overlap < size:
+        raise ValueError(f"the overlap ({overlap}) must be at least 0 and below the window's size ({size})")
+    windows = [(0, min(size, n_tokens))]
+    while windows[-1][1] < n_tokens:
+        start = windows[-1][1] - overlap
+        windows.append((start, min(start + size, n_tokens)))
+    return windows

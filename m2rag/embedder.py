@@ -1,0 +1,388 @@
+"""`M2Embedder`: texts in, vectors out, with what was done to each text."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+
+from m2rag.backends import Backend, BatchTooLargeError
+from m2rag.errors import InvalidInputTypeError
+from m2rag.job import TOO_LONG, EmbeddingJob, JobSettings
+from m2rag.progress import embedding_progress
+from m2rag.results import EmbeddingResult, PassageVectors
+
+BUNDLED_MODEL = "m2rag-mini"
+PRECISIONS = ("float32", "float16", "int8", "binary")
+
+OnBatch = Callable[[int, int], None]
+
+
+class M2Embedder:
+    """One vector per text, made from all of it.
+
+    Vectors are (N, D) by `precision`:
+
+    - `"float32"`, `"float16"`: (N, D);
+    - `"int8"`: (N, D), the normalised vector times 127, rounded;
+    - `"binary"`: (N, ceil(D / 8)) uint8, one bit per dimension (1 where it is positive), first dimension in the
+      highest bit, as `numpy.packbits` does.
+
+    One embedder may be used by several threads at once.
+
+    Args:
+        model: folder, weights file, bundled name or repository id; None: the bundled checkpoint. Only a repository id
+            makes use of the network.
+        device: "cpu", "cuda", "cuda:1"; None: the GPU if there is one.
+        dtype: "float32", "bfloat16" or "auto": number format of the model's matrix products.
+        kernels: "auto", "naive", "cpu" or "triton": implementation of the model's operations.
+        max_tokens: a lower limit than the model's, special tokens and prompt included.
+        on_too_long: what becomes of longer inputs. "error": `InputTooLongError`. "truncate": the first `max_tokens`
+            count, `result.truncated` says so. "window": windows of full length that overlap by an eighth, mean of
+            their raw vectors weighted by their tokens.
+        normalize: scale vectors to length 1.
+        dimensions: keep the first ones only, where the checkpoint was trained for that (Matryoshka).
+        precision: "float32", "float16", "int8" or "binary".
+        batch_tokens: padded tokens per batch; None: by device.
+        query_prompt: text in front of every query; it is tokenised by itself.
+        document_prompt: text in front of every document, and of every window of one.
+        show_progress: draw a bar on standard error.
+        backend: a backend built elsewhere, instead of `model`, `device`, `dtype` and `kernels`.
+
+    Raises:
+        CheckpointError: no checkpoint there, or not a sound one.
+        ValueError: an option is out of its range; names it and both numbers.
+    """
+
+    def __init__(
+        self,
+        model: str | Path | None = None,
+        *,
+        device: str | None = None,
+        dtype: str = "float32",
+        kernels: str = "auto",
+        max_tokens: int | None = None,
+        on_too_long: str = "error",
+        normalize: bool = True,
+        dimensions: int | None = None,
+        precision: str = "float32",
+        batch_tokens: int | None = None,
+        query_prompt: str = "",
+        document_prompt: str = "",
+        show_progress: bool = False,
+        backend: Backend | None = None,
+    ) -> None:
+        _check_choice("on_too_long", on_too_long, TOO_LONG)
+        _check_choice("precision", precision, PRECISIONS)
+        if precision == "int8" and not normalize:
+            raise ValueError("precision='int8' covers -1 to 1 only: it needs normalize=True")
+        if batch_tokens is not None and batch_tokens < 1:
+            raise ValueError(f"batch_tokens is {batch_tokens}, must be at least 1")
+        if backend is None:
+            # Imported here: a remote backend needs no torch.
+            from m2rag.backends.local import LocalBackend
+
+            backend = LocalBackend.load(
+                BUNDLED_MODEL if model is None else model, device=device, dtype=dtype, kernels=kernels
+            )
+        elif model is not None:
+            raise ValueError("give model or backend, not both")
+        self._backend = backend
+        self._max_tokens = self._checked_limit(max_tokens)
+        self._dimension = self._checked_dimensions(dimensions)
+        self._on_too_long = on_too_long
+        self._normalize = normalize
+        self._precision = precision
+        self._batch_tokens = batch_tokens or backend.batch_tokens
+        self._query_prompt = query_prompt
+        self._document_prompt = document_prompt
+        self._show_progress = show_progress
+
+    def __repr__(self) -> str:
+        return f"M2Embedder({self.model_name!r}, dimension={self.dimension}, max_tokens={self.max_tokens})"
+
+    @property
+    def model_name(self) -> str:
+        """The name the model was loaded by; for a path its last part."""
+        return self._backend.model_name
+
+    @property
+    def dimension(self) -> int:
+        """D, dimensions of a vector (bits, for binary precision)."""
+        return self._dimension
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input that is embedded at once, special tokens included."""
+        return self._max_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """What another embedder must share for its vectors to be comparable with this one's.
+
+        Weights, tokenizer, padding, pooling, dimensions, normalisation, precision and document prompt. Not part of it:
+        the model's name and place, device, number format of the products, batch size, the query prompt (it changes
+        what is asked, not what is stored) and the length policy (a window's vector lies in the same space).
+        """
+        parts = {
+            **self._backend.identity(),
+            "dimensions": str(self._dimension),
+            "normalize": str(self._normalize).lower(),
+            "precision": self._precision,
+            "document_prompt": repr(self._document_prompt),
+        }
+        return " ".join(f"{key}={value}" for key, value in parts.items())
+
+    def info(self) -> dict[str, Any]:
+        """Model, device, number formats, limits and fingerprint, ready for JSON."""
+        return {
+            "model": self.model_name,
+            **self._backend.info(),
+            "dimension": self._dimension,
+            "max_tokens": self._max_tokens,
+            "on_too_long": self._on_too_long,
+            "normalize": self._normalize,
+            "precision": self._precision,
+            "batch_tokens": self._batch_tokens,
+            "fingerprint": self.fingerprint,
+        }
+
+    def count_tokens(self, texts: Iterable[str]) -> np.ndarray:
+        """(N,) int64: length of each text in tokens, special tokens included, prompts not.
+
+        Raises:
+            InvalidInputTypeError: a text is not a `str`.
+        """
+        items = _as_list(texts)
+        for index, text in enumerate(items):
+            if not isinstance(text, str):
+                raise InvalidInputTypeError(f"input {index} is a {type(text).__name__}, must be a str")
+        return self._backend.tokenizer.count(items)
+
+    def embed_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        on_too_long: str | None = None,
+        on_error: str = "raise",
+        passages: bool = False,
+        passage_tokens: int = 256,
+        show_progress: bool | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> EmbeddingResult:
+        """Vectors of documents, in their order.
+
+        Args:
+            texts: list, tuple or generator of `str`; no texts give vectors (0, D).
+            on_too_long: instead of the embedder's own policy.
+            on_error: "raise" at the first bad input, or "skip" it: its row is zeros and its error is in
+                `result.errors`.
+            passages: also give the vectors of the documents' passages, from the same forward pass.
+            passage_tokens: about how long a passage is.
+            show_progress: instead of the embedder's own setting.
+            on_batch: called after each batch with (documents finished, tokens done) in that batch.
+
+        Raises:
+            InvalidInputTypeError: `texts` is a single `str`, or an item is not a `str`.
+            InvalidInputError: an item is empty, only white space or control characters.
+            InputTooLongError: an item exceeds `max_tokens` under `on_too_long="error"`.
+            OutOfMemoryError: one item alone does not fit into the device's memory.
+            NonFiniteError: the model gave NaN or infinity.
+        """
+        request = self._documents(texts, on_too_long, on_error, passages, passage_tokens, show_progress, on_batch)
+        return self._run(request)
+
+    async def aembed_documents(
+        self,
+        texts: Iterable[str],
+        *,
+        on_too_long: str | None = None,
+        on_error: str = "raise",
+        passages: bool = False,
+        passage_tokens: int = 256,
+        show_progress: bool | None = None,
+        on_batch: OnBatch | None = None,
+    ) -> EmbeddingResult:
+        """As `embed_documents`; the event loop stays free."""
+        request = self._documents(texts, on_too_long, on_error, passages, passage_tokens, show_progress, on_batch)
+        return await self._arun(request)
+
+    def embed_queries(
+        self, texts: Iterable[str], *, on_too_long: str | None = None, on_error: str = "raise"
+    ) -> EmbeddingResult:
+        """Vectors of queries (the query prompt in front of each). Arguments and errors as in `embed_documents`."""
+        return self._run(self._queries(texts, on_too_long, on_error))
+
+    async def aembed_queries(
+        self, texts: Iterable[str], *, on_too_long: str | None = None, on_error: str = "raise"
+    ) -> EmbeddingResult:
+        """As `embed_queries`; the event loop stays free."""
+        return await self._arun(self._queries(texts, on_too_long, on_error))
+
+    def embed_query(self, text: str, *, on_too_long: str | None = None) -> np.ndarray:
+        """Vector of one query: (D,)."""
+        return self.embed_queries([text], on_too_long=on_too_long).vectors[0]
+
+    async def aembed_query(self, text: str, *, on_too_long: str | None = None) -> np.ndarray:
+        """As `embed_query`; the event loop stays free."""
+        return (await self.aembed_queries([text], on_too_long=on_too_long)).vectors[0]
+
+    def embed_passages(self, text: str, *, passage_tokens: int = 256, on_too_long: str | None = None) -> PassageVectors:
+        """Contextual vectors of the passages of one document, each made in sight of all of it.
+
+        A passage's vector is the mean of the encoder's last hidden states over its tokens, whatever the pooling of the
+        document's own vector. Passages have about `passage_tokens` tokens and end where a paragraph, a sentence or at
+        least a word ends; together they hold all of the text (under "truncate": of its beginning) but white space
+        between them. Errors as in `embed_documents`.
+        """
+        result = self.embed_documents([text], passages=True, passage_tokens=passage_tokens, on_too_long=on_too_long)
+        return _only_passages(result)
+
+    async def aembed_passages(
+        self, text: str, *, passage_tokens: int = 256, on_too_long: str | None = None
+    ) -> PassageVectors:
+        """As `embed_passages`; the event loop stays free."""
+        result = await self.aembed_documents(
+            [text], passages=True, passage_tokens=passage_tokens, on_too_long=on_too_long
+        )
+        return _only_passages(result)
+
+    def _documents(
+        self,
+        texts: Iterable[str],
+        on_too_long: str | None,
+        on_error: str,
+        passages: bool,
+        passage_tokens: int,
+        show_progress: bool | None,
+        on_batch: OnBatch | None,
+    ) -> _Request:
+        if passages and not self._backend.has_spans:
+            raise ValueError(f"{self.model_name} gives one vector per input: passages need a model in this process")
+        settings = self._settings(self._document_prompt, on_too_long, on_error, passage_tokens if passages else None)
+        show = self._show_progress if show_progress is None else show_progress
+        return _Request(_as_list(texts), settings, show, on_batch)
+
+    def _queries(self, texts: Iterable[str], on_too_long: str | None, on_error: str) -> _Request:
+        return _Request(_as_list(texts), self._settings(self._query_prompt, on_too_long, on_error, None))
+
+    def _settings(self, prompt: str, on_too_long: str | None, on_error: str, passage_tokens: int | None) -> JobSettings:
+        return JobSettings(
+            tokenizer=self._backend.tokenizer,
+            max_tokens=self._max_tokens,
+            dimension=self._backend.dimension,
+            batch_tokens=self._batch_tokens,
+            batch_rule=self._backend.batch_rule,
+            finish=self._finish,
+            prompt=prompt,
+            on_too_long=self._on_too_long if on_too_long is None else on_too_long,
+            on_error=on_error,
+            passage_tokens=passage_tokens,
+        )
+
+    def _run(self, request: _Request) -> EmbeddingResult:
+        job = EmbeddingJob(request.texts, request.settings)
+        with request.following(job) as advance:
+            while batch := job.next_batch():
+                try:
+                    outputs = self._backend.run(batch)
+                except BatchTooLargeError:
+                    job.too_large(batch)
+                    continue
+                advance(*job.take(batch, outputs))
+        return job.result()
+
+    async def _arun(self, request: _Request) -> EmbeddingResult:
+        job = await asyncio.to_thread(EmbeddingJob, request.texts, request.settings)
+        with request.following(job) as advance:
+            while batch := job.next_batch():
+                try:
+                    outputs = await self._backend.arun(batch)
+                except BatchTooLargeError:
+                    job.too_large(batch)
+                    continue
+                advance(*job.take(batch, outputs))
+        return job.result()
+
+    def _finish(self, vectors: np.ndarray) -> np.ndarray:
+        """Raw vectors (N, D) -> cut, normalised, in the wanted precision."""
+        vectors = vectors[:, : self._dimension]
+        if self._normalize:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
+        if self._precision == "int8":
+            return np.rint(vectors * 127).astype(np.int8)
+        if self._precision == "binary":
+            return np.packbits(vectors > 0, axis=1)
+        return np.ascontiguousarray(vectors, dtype=self._precision)
+
+    def _checked_limit(self, max_tokens: int | None) -> int:
+        limit = self._backend.max_tokens
+        if max_tokens is None:
+            return limit
+        if max_tokens > limit:
+            raise ValueError(f"max_tokens is {max_tokens:,}, {self.model_name} takes at most {limit:,}")
+        if max_tokens < 1:
+            raise ValueError(f"max_tokens is {max_tokens}, must be at least 1")
+        return max_tokens
+
+    def _checked_dimensions(self, dimensions: int | None) -> int:
+        full = self._backend.dimension
+        if dimensions is None or dimensions == full:
+            return full
+        trained = self._backend.matryoshka_dimensions
+        if not trained:
+            raise ValueError(
+                f"dimensions is {dimensions}, {self.model_name} was not trained for fewer than its {full} "
+                "(its configuration has no matryoshka_dimensions)"
+            )
+        if dimensions not in trained:
+            allowed = ", ".join(map(str, sorted({*trained, full})))
+            raise ValueError(f"dimensions is {dimensions}, {self.model_name} was trained for {allowed}")
+        return dimensions
+
+
+@dataclass(frozen=True)
+class _Request:
+    """A checked call: what to embed, how, and whom to tell."""
+
+    texts: list[Any]
+    settings: JobSettings
+    show_progress: bool = False
+    on_batch: OnBatch | None = None
+
+    @contextmanager
+    def following(self, job: EmbeddingJob) -> Iterator[OnBatch]:
+        bar = embedding_progress("Embedding", job.total_docs, job.total_tokens, show=self.show_progress)
+        with bar as advance:
+
+            def tell(docs: int, tokens: int) -> None:
+                advance(docs, tokens)
+                if self.on_batch is not None:
+                    self.on_batch(docs, tokens)
+
+            yield tell
+
+
+def _as_list(texts: Iterable[str]) -> list[Any]:
+    if isinstance(texts, str):
+        raise InvalidInputTypeError(
+            "texts is a single str, it must be a list of str: wrap it in [...], or use embed_query for a query"
+        )
+    if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
+        raise InvalidInputTypeError(f"texts is a {type(texts).__name__}, must be an iterable of str")
+    return list(texts)
+
+
+def _only_passages(result: EmbeddingResult) -> PassageVectors:
+    return cast("list[PassageVectors]", result.passages)[0]
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} is {value!r}, must be one of {', '.join(map(repr, allowed))}")
