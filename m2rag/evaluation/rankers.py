@@ -36,7 +36,7 @@ class Embedder(Protocol):
         self, texts: Sequence[str], *, on_too_long: str | None = None, show_progress: bool | None = None
     ) -> EmbeddingResult: ...
 
-    def embed_queries(self, texts: Sequence[str]) -> np.ndarray: ...
+    def embed_queries(self, texts: Sequence[str], *, on_too_long: str | None = None) -> EmbeddingResult: ...
 
 
 class BM25Ranker:
@@ -75,7 +75,7 @@ class BM25Ranker:
 class DenseRanker:
     """Exact cosine between the vector of the whole document and the vector of the query.
 
-    A document longer than the model takes is embedded in windows. Vectors of documents are kept by the hash of their
+    A document or query longer than the model takes is embedded in windows. Vectors of documents are kept by the hash of their
     text for as long as this object lives, so tasks over one corpus embed it once.
 
     Args:
@@ -100,7 +100,8 @@ class DenseRanker:
         if not ids or not queries:
             return {query: {} for query in queries}
         documents = _unit(self._document_vectors([corpus[document] for document in ids]), "document", ids)
-        asked = _unit(self._embedder.embed_queries(list(queries.values())), "query", list(queries))
+        asked_vectors = self._embedder.embed_queries(list(queries.values()), on_too_long="window").vectors
+        asked = _unit(asked_vectors, "query", list(queries))
         result: Scores = {}
         for query, vector in zip(queries, asked, strict=True):
             result[query] = _best(documents @ vector, ids, k)

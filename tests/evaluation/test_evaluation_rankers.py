@@ -29,14 +29,15 @@ class FakeEmbedder:
     def embed_documents(self, texts, *, on_too_long=None, show_progress=None) -> EmbeddingResult:
         assert on_too_long == "window", "a document cut off is not the whole document"
         self.calls.append(list(texts))
+        return self._result(texts)
+
+    def embed_queries(self, texts, *, on_too_long=None) -> EmbeddingResult:
+        assert on_too_long == "window", "one long query must not end the whole run"
+        return self._result(texts)
+
+    def _result(self, texts) -> EmbeddingResult:
         ones = np.ones(len(texts), np.int64)
-        return EmbeddingResult(self._rows(texts), ones, ones, ones)
-
-    def embed_queries(self, texts) -> np.ndarray:
-        return self._rows(texts)
-
-    def _rows(self, texts) -> np.ndarray:
-        return np.array([self.vectors[text] for text in texts], np.float32)
+        return EmbeddingResult(np.array([self.vectors[text] for text in texts], np.float32), ones, ones, ones)
 
 
 def test_bm25_stems_and_drops_stop_words() -> None:
