@@ -75,8 +75,8 @@ class BM25Ranker:
 class DenseRanker:
     """Exact cosine between the vector of the whole document and the vector of the query.
 
-    A document or query longer than the model takes is embedded in windows. Vectors of documents are kept by the hash of their
-    text for as long as this object lives, so tasks over one corpus embed it once.
+    A document or query longer than the model takes is embedded in windows. Vectors of documents are kept by the hash of
+    their text for as long as this object lives, so tasks over one corpus embed it once.
 
     Args:
         embedder: see `Embedder`.
