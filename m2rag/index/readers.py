@@ -30,6 +30,9 @@ _BOMS = (  # the longer ones first: a UTF-32 mark begins with a UTF-16 one
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_CP1252_LANGUAGES = frozenset(
+    "Unknown English German French Dutch Spanish Italian Portuguese Swedish Norwegian Danish Finnish".split()
+)
 _SAMPLE_BYTES = 64 * 1024
 _MAX_CONTROL_SHARE = 0.1
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
@@ -185,13 +188,26 @@ def _decode(data: bytes, path: Path) -> str:
         return data.decode("utf-8")
     except UnicodeDecodeError:
         pass
-    found = from_bytes(sample).best()
-    for encoding in (found.encoding if found else "cp1252", "cp1252", "latin-1"):
+    for encoding in (_guess_encoding(sample), "cp1252", "latin-1"):
         try:
             return data.decode(encoding)
         except (UnicodeDecodeError, LookupError):
             continue
     raise _binary(path)
+
+
+def _guess_encoding(sample: bytes) -> str:
+    """What charset-normalizer finds; cp1252 where it finds that as fitting as its many relatives.
+
+    A few accents in a Western text fit a dozen code pages equally well, and the first of them turns "naïve" into
+    "na've" when only one of them is the usual one.
+    """
+    matches = from_bytes(sample)
+    best = matches.best()
+    if best is None:
+        return "cp1252"
+    western = any("cp1252" in (match.encoding, *match.could_be_from_charset) for match in matches)
+    return "cp1252" if western and best.language in _CP1252_LANGUAGES else best.encoding
 
 
 def _binary(path: Path) -> DocumentError:
@@ -231,7 +247,8 @@ def _header_title(text: str) -> str | None:
 
 def _markdown_title(text: str) -> str | None:
     fenced = False
-    lines = text.split("\n", 200)[:200]
+    front_matter = re.match(r"\s*---\n.*?\n---\n", text, re.DOTALL)
+    lines = text[front_matter.end() if front_matter else 0 :].split("\n", 200)[:200]
     for line, following in zip(lines, [*lines[1:], ""], strict=True):
         if line.lstrip().startswith(("```", "~~~")):
             fenced = not fenced
@@ -239,8 +256,8 @@ def _markdown_title(text: str) -> str | None:
             match = re.match(r" {0,3}#{1,6}\s+(.+?)\s*#*\s*$", line)
             if match is not None:
                 return _MARKUP.sub("", match[1])
-            if line.strip() and re.fullmatch(r" {0,3}(=+|-{3,})\s*", following) and line.strip() != "---":
-                return _MARKUP.sub("", line)
+            if line.strip() and re.fullmatch(r" {0,3}(=+|-{3,})\s*", following):
+                return _MARKUP.sub("", line.strip())
     return None
 
 

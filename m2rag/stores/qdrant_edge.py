@@ -81,8 +81,16 @@ class EdgeStore:
         """Write or replace points; when this returns they are in the engine's write-ahead log.
 
         Raises:
-            StoreError: the engine refused or failed. No point of the call was written if one has a wrong dimension.
+            StoreError: a vector has a wrong dimension or holds NaN or infinity (then no point of the call is written),
+                or the engine failed.
         """
+        for point in points:  # the engine stores NaN, and the points before one with a wrong dimension
+            for name, vector in point.vectors.items():
+                if vector.shape[-1] != self._manifest.dimension or not np.isfinite(vector).all():
+                    raise StoreError(
+                        f"vector {name!r} of point {point.id} cannot be stored in the index at {self.location}: shape "
+                        f"{vector.shape}, dimension {self._manifest.dimension}, or it holds NaN or infinity"
+                    )
         records = [engine.Point(point.id, cast(Any, dict(point.vectors)), dict(point.payload)) for point in points]
         with self._engine("write") as shard:
             shard.update(engine.UpdateOperation.upsert_points(records))
@@ -201,6 +209,8 @@ class EdgeStore:
                     "Restore the folder or build the index anew in another one"
                 )
             unfinished.rename(shard)
+        for leftover in (shard / "temp_segments").glob("*"):  # of optimizations that were killed; never cleaned up
+            shutil.rmtree(leftover, ignore_errors=True)
         with _translated("open", self.location):
             self._shard = engine.EdgeShard.load(str(shard))
 
