@@ -1,5 +1,13 @@
-"""The three operations M2-BERT is made of, each with a plain definition and fast paths.
+"""The operations M2-BERT is made of, each with a plain definition and fast paths.
 
 Every folder holds `naive.py` (the definition: plain PyTorch, differentiable), `cpu.py` (inference on CPUs) and an
-`__init__.py` with one dispatching function.
+`__init__.py` with one dispatching function. `mixer` joins the first two into one pass over the channels; its
+definition is the composition that `M2BertMixer` spells out.
 """
+
+from __future__ import annotations
+
+from m2rag_kernels.cache import DerivedCache, Workspace
+from m2rag_kernels.dispatch import KERNELS, check_kernels, choose, chosen, needs_grad
+
+__all__ = ["KERNELS", "DerivedCache", "Workspace", "check_kernels", "choose", "chosen", "needs_grad"]

@@ -7,6 +7,7 @@ block-diagonal GLU) -> pooling. There is no attention. Source: Monarch Mixer (ar
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,11 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 
 from m2rag.errors import InputTooLongError, InvalidInputError
 from m2rag.models.configuration_m2_bert import M2BertConfig
+from m2rag_kernels import Workspace, check_kernels, choose, needs_grad
 from m2rag_kernels.blockdiag_glu import blockdiag_glu
 from m2rag_kernels.long_conv import long_conv
+from m2rag_kernels.long_conv.cpu import ImplicitTaps, SpectrumSource, fft_size
+from m2rag_kernels.mixer.cpu import MixerWeights, mixer
 from m2rag_kernels.short_conv import short_conv
 
 
@@ -67,6 +71,13 @@ class ImplicitMLP(nn.Module):
             h = torch.sin(freq * linear(h))
         return self.output(h)
 
+    def hidden_rows(self, z: torch.Tensor, freq: torch.Tensor) -> torch.Tensor:
+        """The activations in front of the output layer, transposed: (L, E) -> (order, L)."""
+        h, column = z.t(), freq.t()
+        for linear in (self.input, self.hidden1, self.hidden2):
+            h = torch.addmm(column * linear.bias[:, None], column * linear.weight, h).sin_()
+        return h
+
 
 class LongConvFilter(nn.Module):
     """Taps of one long convolution, made by an implicit MLP (the Hyena filter, arXiv:2302.10866, section 3.2).
@@ -93,6 +104,10 @@ class LongConvFilter(nn.Module):
         """Factor of the taps (L, D)."""
         raise NotImplementedError
 
+    def window_rows(self, length: int, lo: int, hi: int) -> torch.Tensor:
+        """Channels lo..hi-1 of the same, transposed: (hi - lo, L)."""
+        raise NotImplementedError
+
     def forward(self, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         # Features are functions of position / l_max: half precision cannot tell neighbours apart at 32k.
         with torch.autocast(self.skip.device.type, enabled=False):
@@ -100,6 +115,33 @@ class LongConvFilter(nn.Module):
             taps = (self.mlp(z, freq) * window).t()
             taps_rev = None if self.mlp_rev is None else (self.mlp_rev(z, freq) * window).t()
         return taps, taps_rev
+
+    def implicit_taps(self, length: int, dtype: torch.dtype) -> ImplicitTaps:
+        """What `forward` returns before its last product, so that it can be made for some channels at a time.
+
+        `dtype` is that of the last product; everything before it is a function of position and stays fp32.
+        """
+        z, freq = self.features(length).float(), self.w_mod * self.freq.float()
+        sides = [(self.mlp, z)]
+        if self.mlp_rev is not None:
+            sides.append((self.mlp_rev, z.flip(0)))
+        return ImplicitTaps(
+            hidden=[mlp.hidden_rows(z, freq).to(dtype) for mlp, z in sides],
+            weight=[mlp.output.weight.to(dtype) for mlp, _ in sides],
+            window=lambda lo, hi: self.window_rows(length, lo, hi),
+            skip=self.skip.float(),
+        )
+
+    def spectra(self, n_fft: int, workspace: Workspace) -> SpectrumSource:
+        """Spectra for inputs of up to n_fft / 2 positions, by ranges of channels."""
+        length = min(n_fft // 2, self.l_max)
+        return SpectrumSource(
+            lambda: self.implicit_taps(length, workspace.compute_dtype),
+            [*self.parameters(), *self.buffers()],
+            self.skip.shape[0],
+            n_fft,
+            workspace,
+        )
 
 
 class HyenaFilter(LongConvFilter):
@@ -117,6 +159,9 @@ class HyenaFilter(LongConvFilter):
 
     def window(self, length: int) -> torch.Tensor:
         return torch.exp(-self.t[:length] * self.deltas.abs())
+
+    def window_rows(self, length: int, lo: int, hi: int) -> torch.Tensor:
+        return torch.mul(-self.deltas[lo:hi, None].abs(), self.t[:length].t()).exp_()
 
     def analytic_positions(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Initial z (L, E), t (L, 1) and deltas (D,): linear time and its first complex exponentials."""
@@ -150,10 +195,18 @@ class MultiscaleFilter(LongConvFilter):
         return torch.cat([s[:, None], torch.cos(phase), torch.sin(phase)], dim=-1)
 
     def window(self, length: int) -> torch.Tensor:
-        device = self.skip.device
-        tau = torch.logspace(math.log10(2), math.log10(self.l_max), self.width, device=device)
-        distance = torch.arange(length, device=device, dtype=torch.float32)[:, None]
+        tau = self.time_constants()
+        distance = torch.arange(length, device=tau.device, dtype=torch.float32)[:, None]
         return -torch.expm1(-1 / tau) * torch.exp(-distance / tau)
+
+    def window_rows(self, length: int, lo: int, hi: int) -> torch.Tensor:
+        tau = self.time_constants()[lo:hi, None]
+        distance = torch.arange(length, device=tau.device, dtype=torch.float32)
+        return torch.exp(-distance / tau).mul_(-torch.expm1(-1 / tau))
+
+    def time_constants(self) -> torch.Tensor:
+        """tau of every channel, in tokens: (D,)."""
+        return torch.logspace(math.log10(2), math.log10(self.l_max), self.width, device=self.skip.device)
 
 
 class M2BertMixer(nn.Module):
@@ -172,17 +225,42 @@ class M2BertMixer(nn.Module):
         self.residual_filter = filter_class(config) if config.residual_long_conv else None
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, u: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, u: torch.Tensor, mask: torch.Tensor | None = None, workspace: Workspace | None = None
+    ) -> torch.Tensor:
+        """Mix; with a `workspace` on the cpu path, which computes the same in one pass (`m2rag_kernels.mixer`)."""
         length = u.shape[1]
+        if workspace is not None:
+            return self._forward_cpu(u, mask, workspace)
         if self.norm is not None:
             u = self.norm(u)
         if mask is not None:
             u = torch.where(mask[..., None], u, 0.0)
-        v, gate = short_conv(self.in_proj(u), self.short_conv.weight, self.short_conv.bias, mask)
-        y = long_conv(self.dropout(v), *self.filter(length), self.filter.skip, gate)
+        weight, bias = self.short_conv.weight, self.short_conv.bias
+        v, gate = short_conv(self.in_proj(u), weight, bias, mask, kernels="naive")
+        taps = self.filter(length)
+        y = long_conv(self.dropout(v), *taps, self.filter.skip, gate, kernels="naive")
         if self.residual_filter is not None:
-            y = y + long_conv(u.transpose(1, 2), *self.residual_filter(length), self.residual_filter.skip)
+            taps = self.residual_filter(length)
+            y = y + long_conv(u.transpose(1, 2), *taps, self.residual_filter.skip, kernels="naive")
         return self.out_proj(self.dropout(y.transpose(1, 2)))
+
+    def _forward_cpu(self, u: torch.Tensor, mask: torch.Tensor | None, workspace: Workspace) -> torch.Tensor:
+        n_fft = fft_size(u.shape[1])
+        if self.norm is not None:
+            norm = self.norm
+            u = F.layer_norm(u, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+        weights = MixerWeights(
+            in_proj=workspace.cast(self.in_proj.weight),
+            in_bias=self.in_proj.bias.float(),
+            short_conv=self.short_conv.weight.float(),
+            short_bias=self.short_conv.bias.float(),
+            out_proj=workspace.cast(self.out_proj.weight),
+            out_bias=self.out_proj.bias.float(),
+        )
+        residual = self.residual_filter
+        residual_spectra = None if residual is None else residual.spectra(n_fft, workspace)
+        return mixer(u, weights, self.filter.spectra(n_fft, workspace), residual_spectra, n_fft, mask)
 
 
 class BlockdiagLinear(nn.Module):
@@ -204,16 +282,20 @@ class M2BertMLP(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, workspace: Workspace | None = None) -> torch.Tensor:
+        w_in, w_out = self.gate_proj.weight, self.out_proj.weight
+        if workspace is not None:
+            w_in, w_out = workspace.cast(w_in), workspace.cast(w_out)
         return blockdiag_glu(
             x,
-            self.gate_proj.weight,
-            self.out_proj.weight,
+            w_in,
+            w_out,
             self.out_bias,
             self.norm.weight,
             self.norm.bias,
             self.norm.eps,
             dropout=self.dropout if self.training else 0.0,
+            kernels="naive" if workspace is None else "cpu",
         )
 
 
@@ -223,8 +305,21 @@ class M2BertLayer(nn.Module):
         self.mixer = M2BertMixer(config)
         self.mlp = M2BertMLP(config)
 
-    def forward(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        return self.mlp(self.mixer(x, mask))
+    def forward(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, workspace: Workspace | None = None
+    ) -> torch.Tensor:
+        return self.mlp(self.mixer(x, mask, workspace), workspace)
+
+
+def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype.
+
+    Raises:
+        ValueError: the kernels do not compute in it.
+    """
+    if dtype not in (torch.float32, torch.bfloat16):
+        raise ValueError(f"compute_dtype is {dtype}, must be torch.float32 or torch.bfloat16")
+    return dtype
 
 
 class M2BertPreTrainedModel(PreTrainedModel):
@@ -233,6 +328,27 @@ class M2BertPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["M2BertLayer"]
     # The filters' positional features need fp32 whatever the rest runs in.
     _keep_in_fp32_modules_strict = ["filter", "residual_filter"]
+
+    @property
+    def kernels(self) -> str:
+        """`"auto"`, `"naive"` or `"cpu"`: which implementation computes (see `m2rag_kernels.choose`)."""
+        return self.base_model._kernels
+
+    @kernels.setter
+    def kernels(self, value: str) -> None:
+        self.base_model._kernels = check_kernels(value)
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """float32 or bfloat16: matrix products and activations of the cpu path. Parameters and outputs keep theirs.
+
+        The naive path takes `torch.autocast` instead, as training does.
+        """
+        return self.base_model.workspace.compute_dtype
+
+    @compute_dtype.setter
+    def compute_dtype(self, value: torch.dtype) -> None:
+        self.base_model.workspace.compute_dtype = check_compute_dtype(value)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -263,7 +379,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, HyenaFilter):
             init.normal_(module.skip)
             init.constant_(module.freq, self.config.hyena_w)
-            for target, value in zip((module.z, module.t, module.deltas), module.analytic_positions()):
+            for target, value in zip((module.z, module.t, module.deltas), module.analytic_positions(), strict=True):
                 init.copy_(target, value)
         elif isinstance(module, MultiscaleFilter):
             # Near the identity: the skip path carries the signal until the taps have learned something.
@@ -278,7 +394,7 @@ class M2BertModel(M2BertPreTrainedModel):
 
     Raises:
         InputTooLongError: L exceeds `config.max_tokens`.
-        InvalidInputError: masked padding was given a mask with an empty row.
+        InvalidInputError: no tokens at all, or a row of the mask without any where the mask is used.
     """
 
     def __init__(self, config: M2BertConfig, add_pooling_layer: bool = True) -> None:
@@ -287,7 +403,19 @@ class M2BertModel(M2BertPreTrainedModel):
         self.layers = nn.ModuleList(M2BertLayer(config) for _ in range(config.num_hidden_layers))
         has_dense = add_pooling_layer and config.pooling != "mean"
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if has_dense else None
+        self._kernels = "auto"
+        self.workspace = Workspace(n_filters=config.num_hidden_layers * (2 if config.residual_long_conv else 1))
         self.post_init()
+
+    def train(self, mode: bool = True) -> M2BertModel:
+        # Training changes every weight: what was derived from them would only take memory.
+        if mode:
+            self.workspace.clear()
+        return super().train(mode)
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> M2BertModel:
+        self.workspace.clear()
+        return super()._apply(fn, recurse)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
@@ -305,26 +433,43 @@ class M2BertModel(M2BertPreTrainedModel):
         """Encode ids (B, L); `attention_mask` (B, L) is 1 for tokens and 0 for pads, default: all tokens."""
         config = self.config
         given_length = input_ids.shape[1]
+        if given_length == 0:
+            raise InvalidInputError("input_ids has no tokens: its shape is " + str(tuple(input_ids.shape)))
         if given_length > config.max_tokens:
             raise InputTooLongError(0, given_length, config.max_tokens)
         mask = torch.ones_like(input_ids, dtype=torch.bool) if attention_mask is None else attention_mask.bool()
         if config.padding == "max_length":
-            missing = config.max_position_embeddings - given_length
+            missing = config.max_tokens - given_length
             input_ids = F.pad(input_ids, (0, missing), value=config.pad_token_id)
             if token_type_ids is not None:
                 token_type_ids = F.pad(token_type_ids, (0, missing))
         mixing_mask = None
-        if config.padding == "masked" and attention_mask is not None and not bool(mask.all()):
+        if attention_mask is not None and (config.padding == "masked" or config.pooling != "cls_tanh"):
             if not bool(mask.any(dim=1).all()):
                 raise InvalidInputError("attention_mask has a row without any token")
-            mixing_mask = mask
+            if config.padding == "masked" and not bool(mask.all()):
+                mixing_mask = mask
 
+        inference = not self.training and not needs_grad(*self.parameters())
+        path = choose("m2_bert", self.kernels, input_ids.device, inference=inference)
         x = self.embeddings(input_ids, token_type_ids)
-        for layer in self.layers:
-            x = layer(x, mixing_mask)
+        if path == "cpu":
+            x = self._encode_cpu(x, mixing_mask)
+        else:
+            for layer in self.layers:
+                x = layer(x, mixing_mask)
         x = x[:, :given_length]
 
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pool(x, mask))
+
+    def _encode_cpu(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        dtype = x.dtype
+        # The kernels choose their own precision, and the filters must not lose theirs to an outer autocast.
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+            x = x.to(self.compute_dtype)
+            for layer in self.layers:
+                x = layer(x, mask, self.workspace)
+        return x.to(dtype)
 
     def pool(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """Hidden states (B, L, D) and mask (B, L) -> (B, D), as `config.pooling` says."""
@@ -345,7 +490,8 @@ class M2BertMLMHead(nn.Module):
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
-        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        # The reference fixes this one's epsilon; only the encoder's follow the configuration.
+        self.norm = nn.LayerNorm(config.hidden_size, eps=1e-12)
         self.decoder = nn.Linear(config.hidden_size, config.vocab_size)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -393,8 +539,9 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
 class M2BertForSequenceClassification(M2BertPreTrainedModel):
     """Encoder with a linear classifier on the pooled vector: logits (B, num_labels).
 
-    The loss is mean squared error for one label, cross entropy for several, binary cross entropy where
-    `config.problem_type` is `"multi_label_classification"`.
+    The loss is what `config.problem_type` says: `"regression"` mean squared error, `"single_label_classification"`
+    cross entropy, `"multi_label_classification"` binary cross entropy. Unset, it follows from the labels: one output is
+    a regression, integer labels are classes, others are targets of several labels.
     """
 
     def __init__(self, config: M2BertConfig) -> None:
@@ -417,10 +564,14 @@ class M2BertForSequenceClassification(M2BertPreTrainedModel):
         logits = self.classifier(self.dropout(pooled))
         loss = None
         if labels is not None:
-            if self.config.problem_type == "multi_label_classification":
-                loss = F.binary_cross_entropy_with_logits(logits, labels.float())
-            elif self.config.num_labels == 1:
-                loss = F.mse_loss(logits.squeeze(-1), labels.float())
-            else:
-                loss = F.cross_entropy(logits, labels)
+            loss = self.loss(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
+
+    def loss(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Loss of logits (B, num_labels) against labels: (B,) or, for several targets, (B, num_labels)."""
+        problem = self.config.problem_type
+        if problem == "regression" or (problem is None and self.config.num_labels == 1):
+            return F.mse_loss(logits, labels.float().view_as(logits))
+        if problem == "single_label_classification" or (problem is None and not labels.is_floating_point()):
+            return F.cross_entropy(logits, labels.flatten())
+        return F.binary_cross_entropy_with_logits(logits, labels.float())

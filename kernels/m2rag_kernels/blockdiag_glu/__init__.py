@@ -1,1 +1,31 @@
-from m2rag_kernels.blockdiag_glu.naive import blockdiag_glu
+"""Block-diagonal gated MLP with residual and LayerNorm."""
+
+from __future__ import annotations
+
+import torch
+
+from m2rag_kernels.blockdiag_glu import cpu, naive
+from m2rag_kernels.dispatch import choose, needs_grad
+
+
+def blockdiag_glu(
+    x: torch.Tensor,
+    w_in: torch.Tensor,
+    w_out: torch.Tensor,
+    bias: torch.Tensor,
+    norm_weight: torch.Tensor,
+    norm_bias: torch.Tensor,
+    eps: float,
+    dropout: float = 0.0,
+    *,
+    kernels: str = "auto",
+) -> torch.Tensor:
+    """`naive.blockdiag_glu` by the path `kernels` names."""
+    tensors = (x, w_in, w_out, bias, norm_weight, norm_bias)
+    inference = dropout == 0 and not needs_grad(*tensors)
+    if choose("blockdiag_glu", kernels, x.device, inference=inference) == "cpu":
+        return cpu.blockdiag_glu(*tensors, eps)
+    return naive.blockdiag_glu(*tensors, eps, dropout)
+
+
+__all__ = ["blockdiag_glu"]

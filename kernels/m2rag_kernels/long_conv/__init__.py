@@ -1,1 +1,26 @@
-from m2rag_kernels.long_conv.naive import long_conv
+"""Depthwise convolution as long as the sequence."""
+
+from __future__ import annotations
+
+import torch
+
+from m2rag_kernels.dispatch import choose, needs_grad
+from m2rag_kernels.long_conv import cpu, naive
+
+
+def long_conv(
+    u: torch.Tensor,
+    kernel: torch.Tensor,
+    kernel_rev: torch.Tensor | None,
+    skip: torch.Tensor,
+    gate: torch.Tensor | None = None,
+    *,
+    kernels: str = "auto",
+) -> torch.Tensor:
+    """`naive.long_conv` by the path `kernels` names."""
+    inference = not needs_grad(u, kernel, kernel_rev, skip, gate)
+    path = choose("long_conv", kernels, u.device, inference=inference)
+    return (cpu if path == "cpu" else naive).long_conv(u, kernel, kernel_rev, skip, gate)
+
+
+__all__ = ["long_conv"]

@@ -1,1 +1,24 @@
-from m2rag_kernels.short_conv.naive import short_conv
+"""Short convolution and first gate."""
+
+from __future__ import annotations
+
+import torch
+
+from m2rag_kernels.dispatch import choose, needs_grad
+from m2rag_kernels.short_conv import cpu, naive
+
+
+def short_conv(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mask: torch.Tensor | None = None,
+    *,
+    kernels: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`naive.short_conv` by the path `kernels` names."""
+    path = choose("short_conv", kernels, x.device, inference=not needs_grad(x, weight, bias))
+    return (cpu if path == "cpu" else naive).short_conv(x, weight, bias, mask)
+
+
+__all__ = ["short_conv"]
