@@ -35,17 +35,21 @@ def embedder() -> HashEmbedder:
     return HashEmbedder()
 
 
-@pytest.fixture
-def index(tmp_path: Path, embedder: HashEmbedder) -> Iterator[LongDocumentIndex]:
-    with LongDocumentIndex(tmp_path / "index", embedder) as opened:
-        yield opened
-
-
 @pytest.fixture(scope="module")
 def shared_index(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LongDocumentIndex]:
-    """For tests with many cases: creating an index waits for the disk several times."""
+    """One index for many tests: creating one waits for the disk several times."""
     with LongDocumentIndex(tmp_path_factory.mktemp("shared") / "index", HashEmbedder()) as opened:
         yield opened
+
+
+@pytest.fixture
+def index(
+    shared_index: LongDocumentIndex, embedder: HashEmbedder, monkeypatch: pytest.MonkeyPatch
+) -> LongDocumentIndex:
+    """An empty index with the test's own embedder."""
+    shared_index.delete(shared_index.ids())
+    monkeypatch.setattr(shared_index, "_embedder", embedder)
+    return shared_index
 
 
 def test_the_right_document_comes_first_with_its_passage(index: LongDocumentIndex) -> None:
