@@ -1,0 +1,1 @@
+"""Training of M2-BERT embedders: sources, teacher cache, losses, one readable loop, export."""

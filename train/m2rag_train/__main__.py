@@ -1,0 +1,58 @@
+"""python -m m2rag_train {cache,train,export} RECIPE ..."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(add_completion=False, no_args_is_help=True)
+
+Recipe = Annotated[Path, typer.Argument(help="YAML file, see train/recipes", exists=True, dir_okay=False)]
+Run = Annotated[Path, typer.Option(help="folder of the run: teacher vectors, saved states")]
+TeacherFolder = Annotated[Path, typer.Option(help="folder of the teacher model", exists=True, file_okay=False)]
+
+
+@app.callback()
+def _configure() -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+
+
+@app.command()
+def cache(recipe: Recipe, run: Run, teacher: TeacherFolder, data: Annotated[Path, typer.Option(exists=True)]) -> None:
+    """Compute the teacher's vectors once; run again to resume."""
+    from m2rag_train.recipe import load_recipe
+    from m2rag_train.teacher import Teacher, build_cache
+
+    build_cache(load_recipe(recipe), data, Teacher(teacher), run / "teacher")
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    run: Run,
+    teacher: TeacherFolder,
+    device: str = "cpu",
+    stop_after: Annotated[int | None, typer.Option(help="steps of this call")] = None,
+) -> None:
+    """Train from the last saved state to the recipe's end; run again to resume."""
+    from m2rag_train.distill import train as run_recipe
+    from m2rag_train.recipe import load_recipe
+    from m2rag_train.teacher import Teacher
+
+    model = Teacher(teacher)
+    run_recipe(
+        load_recipe(recipe),
+        run,
+        model.word_embeddings,
+        cls_id=model.cls_id,
+        sep_id=model.sep_id,
+        device=device,
+        stop_after=stop_after,
+    )
+
+
+if __name__ == "__main__":
+    app()

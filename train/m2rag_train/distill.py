@@ -1,0 +1,274 @@
+"""Distillation of a sentence encoder into a whole-document encoder: the loop, in one place.
+
+The student reads windows of whole documents; the mean of its hidden states over each span of 254 tokens must match
+the teacher's vector of that span, so the mean over all tokens, the document's vector, is made of meanings. Short texts
+(titles, headings, questions) are matched directly. Later stages add a contrastive loss on the whole window's vector.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from m2rag.models import M2BertConfig, M2BertModel
+from m2rag.models.modeling_m2_bert import LongConvFilter
+from m2rag_train.batches import Batch, BatchSampler, ShortTexts
+from m2rag_train.losses import classification_loss, contrastive_loss, cosine_loss
+from m2rag_train.recipe import DistillRecipe, Stage
+from m2rag_train.teacher import load_shards
+
+logger = logging.getLogger(__name__)
+
+
+def build_student(recipe: DistillRecipe, word_embeddings: torch.Tensor) -> M2BertModel:
+    """A student that passes its input through nearly unchanged, on the teacher's word embeddings (V, D).
+
+    Raises:
+        ValueError: the embeddings' shape is not the student's.
+    """
+    torch.manual_seed(recipe.seed)
+    model = M2BertModel(M2BertConfig(**recipe.model))
+    own = model.embeddings.word_embeddings.weight
+    if own.shape != word_embeddings.shape:
+        raise ValueError(
+            f"teacher's word embeddings are {tuple(word_embeddings.shape)}, the student's {tuple(own.shape)}: "
+            "vocab_size and hidden_size must be the teacher's"
+        )
+    with torch.no_grad():
+        own.copy_(word_embeddings * recipe.embedding_scale)
+        model.embeddings.token_type_embeddings.weight.zero_()
+        for layer in model.layers:
+            mixer = layer.mixer
+            nn.init.normal_(mixer.short_conv.weight, std=0.02)
+            mixer.short_conv.weight[:, 0, -1] += 1
+            nn.init.normal_(mixer.out_proj.weight, std=0.02)
+            mixer.out_proj.weight += torch.eye(recipe.model["hidden_size"])
+            for filter_ in (mixer.filter, mixer.residual_filter):
+                if filter_ is not None:
+                    filter_.skip.fill_(1)
+    return model
+
+
+def parameter_groups(model: M2BertModel, recipe: DistillRecipe) -> list[dict]:
+    """Groups for AdamW: embeddings, filters, matrices with weight decay, the rest without."""
+    in_filters = {id(p) for m in model.modules() if isinstance(m, LongConvFilter) for p in m.parameters()}
+    groups: dict[str, list[nn.Parameter]] = {"embeddings": [], "filters": [], "matrices": [], "rest": []}
+    for name, parameter in model.named_parameters():
+        if name.startswith("embeddings."):
+            groups["embeddings"].append(parameter)
+        elif id(parameter) in in_filters:
+            groups["filters"].append(parameter)
+        else:
+            groups["matrices" if parameter.dim() > 1 else "rest"].append(parameter)
+    rates = {"embeddings": recipe.embedding_lr, "filters": recipe.filter_lr}
+    return [
+        {
+            "params": parameters,
+            "lr": rates.get(name, recipe.lr),
+            "peak_lr": rates.get(name, recipe.lr),
+            "weight_decay": recipe.weight_decay if name == "matrices" else 0.0,
+        }
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def lr_factor(step: int, recipe: DistillRecipe) -> float:
+    """Linear warm-up, then a cosine down to `final_lr`."""
+    if step < recipe.warmup_steps:
+        return (step + 1) / recipe.warmup_steps
+    progress = (step - recipe.warmup_steps) / max(recipe.total_steps - recipe.warmup_steps, 1)
+    return recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class DocumentBank:
+    """Vectors of the documents of the last steps, as extra negatives."""
+
+    def __init__(self, size: int, width: int) -> None:
+        self.size = size
+        self.vectors = torch.zeros(0, width)
+        self.documents = torch.zeros(0, dtype=torch.long)
+
+    def push(self, vectors: torch.Tensor, documents: torch.Tensor) -> None:
+        self.vectors = torch.cat([vectors.detach().float().cpu(), self.vectors])[: self.size]
+        self.documents = torch.cat([documents, self.documents])[: self.size]
+
+
+def step_losses(
+    model: M2BertModel, batch: Batch, stage: Stage, recipe: DistillRecipe, bank: DocumentBank
+) -> dict[str, torch.Tensor]:
+    """Losses of one batch: `cosine`, `classification`, and where the stage asks `document` and `contrastive`."""
+    device = model.device
+    spans, documents = [], []
+    for window in batch.windows:
+        hidden = model(window.input_ids.to(device)).last_hidden_state[0].float()
+        ends = torch.cumsum(hidden, 0)[window.span_starts.to(device) - 1]
+        lengths = window.span_starts.diff()[:, None].to(device)
+        spans.append(ends.diff(dim=0) / lengths)
+        documents.append(hidden.mean(0))
+    texts = batch.short_texts
+    short = _encode_short_texts(model, texts)
+
+    students = torch.cat([*spans, short])
+    teachers = torch.cat([*(w.targets for w in batch.windows), texts.targets]).to(device)
+    losses = {
+        "cosine": cosine_loss(students, teachers),
+        "classification": classification_loss(students, teachers, recipe.classification_temperature),
+    }
+    document_vectors = torch.stack(documents)
+    if stage.document_weight:
+        means = torch.stack([w.targets.mean(0) for w in batch.windows]).to(device)
+        losses["document"] = cosine_loss(document_vectors, means)
+    if stage.contrastive_weight:
+        numbers = torch.tensor([w.document for w in batch.windows])
+        owned = texts.windows >= 0
+        if owned.any():
+            losses["contrastive"] = contrastive_loss(
+                short[owned.to(device)],
+                document_vectors,
+                texts.windows[owned].to(device),
+                bank.vectors.to(device),
+                (numbers[:, None] == bank.documents[None]).to(device),
+                recipe.contrastive_temperature,
+            )
+        bank.push(document_vectors, numbers)
+    return losses
+
+
+def _encode_short_texts(model: M2BertModel, texts: ShortTexts, group: int = 16) -> torch.Tensor:
+    """Vectors (T, D), in groups of like length: most texts are far shorter than the longest."""
+    lengths = texts.attention_mask.sum(1)
+    order = torch.argsort(lengths)
+    vectors = []
+    for rows in order.split(group):
+        width = int(lengths[rows].max())
+        ids, mask = texts.input_ids[rows, :width], texts.attention_mask[rows, :width]
+        vectors.append(model(ids.to(model.device), mask.to(model.device)).pooler_output.float())
+    return torch.cat(vectors)[torch.argsort(order).to(model.device)]
+
+
+def total_loss(losses: dict[str, torch.Tensor], stage: Stage, recipe: DistillRecipe) -> torch.Tensor:
+    weights = {
+        "cosine": 1.0,
+        "classification": recipe.classification_weight,
+        "document": stage.document_weight,
+        "contrastive": stage.contrastive_weight,
+    }
+    return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+
+
+def train(
+    recipe: DistillRecipe,
+    run: Path,
+    word_embeddings: torch.Tensor,
+    *,
+    cls_id: int,
+    sep_id: int,
+    device: str = "cpu",
+    stop_after: int | None = None,
+) -> Path:
+    """Run the recipe from the last saved state to its end.
+
+    Args:
+        run: folder with `teacher/` shards; states are saved to `state.pt` every `save_every` steps.
+        word_embeddings: (V, D) of the teacher.
+        stop_after: steps of this call, for a run in pieces.
+
+    Returns:
+        Path of the last saved state.
+
+    Raises:
+        FloatingPointError: the loss is not finite; names the step. The last saved state is intact.
+    """
+    sampler = BatchSampler(
+        load_shards(run / "teacher"),
+        span_tokens=recipe.teacher.span_tokens,
+        cls_id=cls_id,
+        sep_id=sep_id,
+        seed=recipe.seed,
+    )
+    model = build_student(recipe, word_embeddings).to(device).train()
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=tuple(recipe.betas), foreach=True)
+    bank = DocumentBank(recipe.bank_size, recipe.model["hidden_size"])
+    state_path = run / "state.pt"
+    first = _restore(state_path, model, optimizer, bank)
+    last = recipe.total_steps if stop_after is None else min(first + stop_after, recipe.total_steps)
+    logger.info("%s: steps %d to %d, %d documents", recipe.name, first, last, len(sampler.queries_of))
+    for step in _progress(first, last):
+        stage = recipe.stage_at(step)
+        batch = sampler.batch(step, stage)
+        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=recipe.autocast):
+            losses = step_losses(model, batch, stage, recipe, bank)
+        loss = total_loss(losses, stage, recipe)
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"{recipe.name}: loss is {loss.item()} at step {step}")
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak_lr"] * lr_factor(step, recipe)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        _METER.add(step, batch.n_tokens, losses)
+        if (step + 1) % recipe.save_every == 0 or step + 1 == last:
+            _save(state_path, step + 1, model, optimizer, bank)
+    return state_path
+
+
+class _Meter:
+    """Running means for the log."""
+
+    def __init__(self, every: int = 20) -> None:
+        self.every = every
+        self.reset()
+
+    def reset(self) -> None:
+        self.began, self.tokens = time.monotonic(), 0
+        self.sums: dict[str, list[float]] = {}
+
+    def add(self, step: int, n_tokens: int, losses: dict[str, torch.Tensor]) -> None:
+        self.tokens += n_tokens
+        for name, value in losses.items():
+            self.sums.setdefault(name, []).append(float(value.detach()))
+        if (step + 1) % self.every == 0:
+            means = " ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in self.sums.items())
+            rate = self.tokens / (time.monotonic() - self.began)
+            logger.info("step %d: %s, %.0f tokens/s", step + 1, means, rate)
+            self.reset()
+
+
+_METER = _Meter()
+
+
+def _progress(first: int, last: int) -> Iterator[int]:
+    _METER.reset()
+    yield from range(first, last)
+
+
+def _save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, bank: DocumentBank) -> None:
+    temporary = path.with_suffix(".tmp")
+    torch.save(
+        {
+            "step": step,
+            "model": model.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "bank": {"vectors": bank.vectors, "documents": bank.documents},
+        },
+        temporary,
+    )
+    temporary.replace(path)
+
+
+def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, bank: DocumentBank) -> int:
+    if not path.exists():
+        return 0
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    bank.vectors, bank.documents = state["bank"]["vectors"], state["bank"]["documents"]
+    return int(state["step"])

@@ -1,0 +1,160 @@
+"""Recipes: one YAML file says everything about a run; unknown or missing keys are errors that name them."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where training documents come from, and how many tokens of them are used.
+
+    Attributes:
+        documents: JSON-lines file, relative to the data folder.
+        tokens: documents are drawn at random until this many tokens are reached.
+        pairs: file of query-document pairs, for documents without sections.
+        headings, sentences: short texts drawn per document, at most.
+    """
+
+    documents: str
+    tokens: int
+    pairs: str | None = None
+    headings: int = 4
+    sentences: int = 4
+
+
+@dataclass(frozen=True)
+class TeacherSettings:
+    """Teacher vectors: one per span of `span_tokens` tokens of a document, and one per short text."""
+
+    span_tokens: int = 254
+    max_short_tokens: int = 126
+    min_document_tokens: int = 500
+    max_document_tokens: int = 32766
+    shard_tokens: int = 1_000_000
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of the run with its own mixture.
+
+    Attributes:
+        steps: optimizer steps.
+        window_tokens: longest window drawn from a document.
+        window_fractions: a window's length is one of these fractions of min(document, window_tokens), at random.
+        documents: windows per step.
+        short_texts: short texts per step, for distillation.
+        queries: short texts per window that must find it (contrastive); 0 switches the contrastive loss off.
+        contrastive_weight, document_weight: factors of the contrastive and the whole-window distillation loss.
+    """
+
+    steps: int
+    window_tokens: int
+    window_fractions: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0])
+    documents: int = 2
+    short_texts: int = 64
+    queries: int = 0
+    contrastive_weight: float = 0.0
+    document_weight: float = 0.0
+
+
+@dataclass(frozen=True)
+class DistillRecipe:
+    """Distillation of a sentence encoder into a whole-document encoder.
+
+    Attributes:
+        model: keys of `M2BertConfig`.
+        embedding_scale: factor of the teacher's word embeddings, which the student starts from.
+        classification_weight, classification_temperature: cross entropy among the step's teacher vectors.
+        bank_size: documents of earlier steps kept as extra negatives of the contrastive loss.
+        contrastive_temperature: of that loss.
+        lr, embedding_lr, filter_lr: peak learning rates; weight_decay applies to matrices only.
+        final_lr: fraction of the peak at the end of the cosine.
+        save_every: steps between saved states.
+    """
+
+    name: str
+    sources: list[Source]
+    model: dict[str, Any]
+    stages: list[Stage]
+    teacher: TeacherSettings = TeacherSettings()
+    embedding_scale: float = 4.0
+    classification_weight: float = 0.3
+    classification_temperature: float = 0.05
+    contrastive_temperature: float = 0.05
+    bank_size: int = 256
+    lr: float = 1.5e-3
+    embedding_lr: float = 1e-3
+    filter_lr: float = 1.5e-3
+    weight_decay: float = 0.01
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
+    warmup_steps: int = 40
+    final_lr: float = 0.03
+    max_grad_norm: float = 1.0
+    seed: int = 0
+    save_every: int = 100
+    autocast: bool = True
+
+    @property
+    def total_steps(self) -> int:
+        return sum(stage.steps for stage in self.stages)
+
+    def stage_at(self, step: int) -> Stage:
+        """The stage that step `step` (from 0) belongs to; the last one beyond the end."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
+
+
+def load_recipe(path: str | Path) -> DistillRecipe:
+    """Read and check a recipe.
+
+    Raises:
+        ValueError: not a mapping, unknown key, missing key, or a value of the wrong type; names the key's path.
+    """
+    with open(path, encoding="utf-8") as stream:
+        data = yaml.safe_load(stream)
+    return _build(DistillRecipe, data, str(path))
+
+
+def _build(cls: Any, data: Any, where: str) -> Any:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where}: expected a mapping, found {type(data).__name__}")
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    if unknown := sorted(data.keys() - fields.keys()):
+        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(fields)}")
+    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - data.keys()):
+        raise ValueError(f"{where}: missing keys {', '.join(missing)}")
+    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, value, where)
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list:
+        if not isinstance(value, list):
+            raise ValueError(f"{where}: expected a list, found {value!r}")
+        return [_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    expected = origin or hint
+    if expected is not Any and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
+        raise ValueError(f"{where}: expected {expected.__name__}, found {value!r}")
+    return value

@@ -1,0 +1,85 @@
+"""Training documents and the short texts that go with each: one stream, whatever the file's layout.
+
+Two layouts of JSON lines (plain or .zst) are read:
+- sectioned: {"id", "title", "sections": [{"level", "heading", "text"}], "description"?}
+- paired: documents {"_id", "title", "text"} beside pairs {"query", "document_id", "kind"}
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import zstandard
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
+
+
+@dataclass(frozen=True)
+class ShortText:
+    """A text that names or asks for its document; `kind` is title, description, heading, sentence, question, ..."""
+
+    text: str
+    kind: str
+
+
+@dataclass(frozen=True)
+class TrainingDocument:
+    id: str
+    text: str
+    short_texts: list[ShortText] = field(default_factory=list)
+
+
+def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a `.jsonl` or `.jsonl.zst` file.
+
+    Raises:
+        ValueError: a line is not JSON; names file and line.
+    """
+    with path.open("rb") as raw:
+        stream = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
+        for number, line in enumerate(io.TextIOWrapper(stream, "utf-8"), 1):
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from error
+
+
+def sectioned_documents(path: Path, rng: random.Random, *, headings: int, sentences: int) -> Iterator[TrainingDocument]:
+    """Documents of a sectioned file, with up to `headings` headings and `sentences` sentences of each."""
+    for row in read_jsonl(path):
+        parts, found_headings, found_sentences = [], [], []
+        for section in row["sections"]:
+            heading, text = section["heading"].strip(), section["text"].strip()
+            parts.append("\n".join(part for part in (heading, text) if part))
+            if len(heading.split()) >= 2:
+                found_headings.append(heading)
+            candidates = [s for s in _SENTENCE_END.split(text[:2000]) if 40 <= len(s) <= 400]
+            if candidates:
+                found_sentences.append(rng.choice(candidates))
+        short = [ShortText(row["title"], "title")] if row.get("title") else []
+        if row.get("description"):
+            short.append(ShortText(row["description"], "description"))
+        for kind, found, count in (("heading", found_headings, headings), ("sentence", found_sentences, sentences)):
+            unique = sorted(set(found))
+            short += [ShortText(text, kind) for text in rng.sample(unique, min(count, len(unique)))]
+        yield TrainingDocument(row["id"], "\n\n".join(parts), short)
+
+
+def paired_documents(documents: Path, pairs: Path, rng: random.Random, *, sentences: int) -> Iterator[TrainingDocument]:
+    """Documents with the queries that have them as their answer."""
+    queries: dict[str, list[ShortText]] = {}
+    for row in read_jsonl(pairs):
+        queries.setdefault(row["document_id"], []).append(ShortText(row["query"], row["kind"]))
+    for row in read_jsonl(documents):
+        lines = [line.strip() for line in row["text"].split("\n")]
+        found = sorted({line for line in lines if 80 <= len(line) <= 400})
+        short = queries.get(row["_id"], [])
+        short = short + [ShortText(text, "sentence") for text in rng.sample(found, min(sentences, len(found)))]
+        yield TrainingDocument(row["_id"], row["text"], short)
