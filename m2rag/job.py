@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 TOO_LONG = ("error", "truncate", "window")
 ON_ERROR = ("raise", "skip")
 
-# Neighbouring windows share this part of their length, so that no sentence is seen only at an edge.
-_OVERLAP = 1 / 8
+# Neighbouring windows share an eighth of their length, so that no sentence is seen only at an edge; and at least as
+# many tokens as one character can become, so that there is a place between characters to divide them at.
+_OVERLAP_SHARE, _OVERLAP_MIN = 8, 4
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,8 @@ class EmbeddingJob:
             if settings.on_too_long == "truncate":
                 windows = [(0, self._capacity)]
             else:
-                windows = plan_windows(len(tokens), self._capacity, int(self._capacity * _OVERLAP))
+                overlap = max(self._capacity // _OVERLAP_SHARE, min(_OVERLAP_MIN, self._capacity // 2))
+                windows = plan_windows(len(tokens), self._capacity, overlap)
         used = windows[-1][1]
         self._n_used[index] = used + n_special
         self._n_windows[index] = self._pieces_left[index] = len(windows)
@@ -258,6 +260,8 @@ class EmbeddingJob:
         for (_, end), (start, _) in pairwise(windows):
             quarter = (end - start) // 4
             cut = best_cut(text, tokens, start + quarter, end - quarter, continuation)
+            if cut is None:
+                cut = best_cut(text, tokens, start, end, continuation)
             cuts.append((start + end) // 2 if cut is None else cut)
         cuts.append(windows[-1][1])
         firsts: list[int] = []

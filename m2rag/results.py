@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ class PassageVectors:
     """Contextual vectors of the passages of one document, from the forward pass that made its own vector.
 
     Attributes:
-        vectors: (P, D) float32, L2-normalised where the embedder normalises.
+        vectors: (P, D), scaled and in the number format of the documents' vectors (float32, length 1 by default).
         starts: (P,) int64, first character of each passage in the document's text.
         ends: (P,) int64, one past its last character.
     """
@@ -32,7 +33,7 @@ class PassageVectors:
 class EmbeddingResult:
     """Vectors of N inputs, in input order, and what happened to each.
 
-    Behaves like the (N, D) array (`len`, iteration, indexing, `numpy.asarray`).
+    Behaves like the (N, D) array (`len`, `shape`, iteration, indexing, `@`, `numpy.asarray`).
 
     Attributes:
         vectors: (N, D) float32 (float16, int8 or packed uint8 by `precision`); a failed input has a row of zeros.
@@ -55,13 +56,24 @@ class EmbeddingResult:
         """(N,) bool: inputs of which some tokens did not go into the vector."""
         return self.n_used < self.n_tokens
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.vectors.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        return self.vectors.dtype
+
     def __len__(self) -> int:
         return len(self.vectors)
+
+    def __matmul__(self, other: np.ndarray) -> np.ndarray:
+        return self.vectors @ np.asarray(other)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         return iter(self.vectors)
 
-    def __getitem__(self, item: int | slice) -> np.ndarray:
+    def __getitem__(self, item: Any) -> np.ndarray:
         return self.vectors[item]
 
     def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:

@@ -30,9 +30,10 @@ _CONTINUATION = "##"
 PIECE_CHARS = 65_536
 _GROUP_CHARS = 16 * PIECE_CHARS
 
-# In front of these a BERT word always ends, whatever stands around them: space, line breaks, tab, and the Chinese
-# characters that the normaliser isolates. Other Unicode spaces are left out: some are removed as control characters.
-_BOUNDARY = re.compile("[ \t\r\n\u4e00-\u9fff]")
+# In front of these a BERT word always ends, whatever stands around them: space, line breaks, tab, the Chinese
+# characters that the normaliser isolates, and ASCII punctuation but the brackets of special tokens. Other Unicode
+# spaces are left out: some are removed as control characters.
+_BOUNDARY = re.compile("[ \t\r\n\u4e00-\u9fff!-/:-@\\\\^-`{-~]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 

@@ -21,6 +21,7 @@ from m2rag.errors import CheckpointError
 from m2rag.models import M2BertModel, load_checkpoint
 from m2rag.models.checkpoints import _resolve
 from m2rag.tokenizer import TextTokenizer
+from m2rag_kernels import choose
 
 logger = logging.getLogger(__name__)
 
@@ -78,16 +79,15 @@ class LocalBackend:
         self.max_tokens = int(config.max_tokens)
         self.matryoshka_dimensions = tuple(getattr(config, "matryoshka_dimensions", None) or ())
         self.batch_rule = BatchRule(
-            pad_to=config.max_position_embeddings if config.padding == "max_length" else None,
+            pad_to=self.max_tokens if config.padding == "max_length" else None,
             equal_lengths=config.padding == "as_given",
         )
         self.batch_tokens = _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS["cpu"])
         self.has_spans = True
         self._model = model.to(self.device).eval()
-        if hasattr(model, "kernels"):
-            model.kernels = kernels
-        if hasattr(model, "compute_dtype"):
-            model.compute_dtype = self.dtype
+        self._model.kernels = kernels
+        self._model.compute_dtype = self.dtype
+        self._path = choose("m2_bert", kernels, self.device, inference=True)
         # One forward pass at a time: two at once would need twice the memory and finish no sooner.
         self._lock = threading.Lock()
 
@@ -131,7 +131,7 @@ class LocalBackend:
             "backend": "local",
             "device": str(self.device),
             "dtype": str(self.dtype).removeprefix("torch."),
-            "kernels": getattr(self._model, "kernels", "naive"),
+            "kernels": self._path,
             "parameters": sum(parameter.numel() for parameter in self._model.parameters()),
             "layers": config.num_hidden_layers,
             "padding": config.padding,
@@ -165,7 +165,10 @@ class LocalBackend:
         for row, piece in enumerate(batch):
             ids[row, : len(piece)] = piece.ids
             mask[row, : len(piece)] = 1
-        output = self._model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
+        # The naive kernels know nothing of `compute_dtype`.
+        autocast = self._path == "naive" and self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=autocast):
+            output = self._model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
         vectors = output.pooler_output.float().cpu().numpy()
         return [
             PieceOutput(vectors[row], _span_means(output.last_hidden_state[row], piece.spans))
