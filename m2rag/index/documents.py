@@ -111,7 +111,7 @@ class AddProgress:
     Attributes:
         done: documents dealt with (stored, unchanged or failed).
         total: documents in all; None while that is not known.
-        tokens: tokens embedded so far, those of documents not yet stored included.
+        tokens: tokens embedded so far; those of documents not yet stored count, and overlaps of windows count again.
         current: id of the document at hand.
         seconds: since the start.
     """

@@ -181,7 +181,7 @@ class Monitor:
         self._total = total
         self._callback = callback
         self._started = time.perf_counter()
-        self._in_flight = 0
+        self._tokens = 0
         self._current = ""
 
     @property
@@ -193,8 +193,7 @@ class Monitor:
         """This document is at hand."""
         self._current = current
         if self._callback is not None:
-            tokens = self._report.n_tokens + self._in_flight
-            self._callback(AddProgress(self._report.done, self._total, tokens, current, self.seconds))
+            self._callback(AddProgress(self._report.done, self._total, self._tokens, current, self.seconds))
 
     def keep(self, id: str) -> None:
         """This document is unchanged."""
@@ -209,13 +208,13 @@ class Monitor:
 
     def embedding(self, documents: int, tokens: int) -> None:
         """A batch of the group at hand is embedded, not yet stored."""
-        self._in_flight += tokens
+        self._tokens += tokens
         self.show(self._current)
 
     def stored(self, group: Sequence[Pending], tokens: int) -> None:
         """These documents are safe."""
-        self._in_flight = 0
         self._report.n_tokens += tokens
+        self._tokens = max(self._tokens, self._report.n_tokens)
         self._report.added += sum(pending.is_new for pending in group)
         self._report.replaced += sum(not pending.is_new for pending in group)
         self.show(group[-1].document.id if group else self._current)

@@ -84,7 +84,7 @@ class HashEmbedder:
                 if passages:
                     found[i] = self.passages(text)
             if on_batch is not None:
-                on_batch(1, int(n_tokens[i]))
+                on_batch(1, int(n_tokens[i] + 10 * max(0, n_windows[i] - 1)))  # windows overlap by 10
             if i in errors and on_error == "raise":
                 raise errors[i]
         return EmbeddingResult(vectors, n_tokens, n_used, n_windows, errors, found if passages else None)

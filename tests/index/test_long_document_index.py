@@ -414,6 +414,13 @@ def test_progress_counts_up_to_the_total(index: LongDocumentIndex) -> None:
     assert last.current == "space" and report.seconds >= last.seconds > 0
 
 
+def test_progress_never_goes_back_where_windows_overlap(index: LongDocumentIndex) -> None:
+    seen: list[AddProgress] = []
+    report = index.add([Document("long", "word " * 2500), ANIMALS], batch_tokens=1, progress=seen.append)
+    assert [at.tokens for at in seen] == sorted(at.tokens for at in seen)
+    assert seen[-1].tokens == report.n_tokens + 2 * 10
+
+
 def test_what_is_stored_survives_an_exception(tmp_path: Path) -> None:
     embedder = HashEmbedder(poison={"Rockets": "crash"})
     with LongDocumentIndex(tmp_path / "index", embedder) as index:
