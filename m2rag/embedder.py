@@ -83,16 +83,20 @@ class M2Embedder:
             raise ValueError("precision='int8' covers -1 to 1 only: it needs normalize=True")
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens is {batch_tokens}, must be at least 1")
+        model_source: str | None = None
         if backend is None:
+            model = BUNDLED_MODEL if model is None else model
+            # A path is kept whole: what is stored beside vectors is read from other folders too.
+            path = Path(model).expanduser()
+            model_source = str(path.resolve()) if path.exists() else str(model)
             # Imported here: a remote backend needs no torch.
             from m2rag.backends.local import LocalBackend
 
-            backend = LocalBackend.load(
-                BUNDLED_MODEL if model is None else model, device=device, dtype=dtype, kernels=kernels
-            )
+            backend = LocalBackend.load(model, device=device, dtype=dtype, kernels=kernels)
         elif model is not None:
             raise ValueError("give model or backend, not both")
         self._backend = backend
+        self._model_source = model_source
         self._max_tokens = self._checked_limit(max_tokens)
         self._dimension = self._checked_dimensions(dimensions)
         self._on_too_long = on_too_long
@@ -110,6 +114,11 @@ class M2Embedder:
     def model_name(self) -> str:
         """The name the model was loaded by; for a path its last part."""
         return self._backend.model_name
+
+    @property
+    def model_source(self) -> str | None:
+        """What loads this model again: absolute path, bundled name or repository id; None for a backend given."""
+        return self._model_source
 
     @property
     def dimension(self) -> int:

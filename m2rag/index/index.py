@@ -203,7 +203,7 @@ class LongDocumentIndex:
         return isinstance(id, str) and bool(self._store.retrieve([point_id(id)]))
 
     def info(self) -> dict[str, Any]:
-        """What the index holds: path, documents, tokens, size_bytes, fingerprint, dimension, created, versions."""
+        """What the index holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, created, versions."""
         return _info(self._store)
 
 
@@ -227,7 +227,8 @@ def new_manifest(embedder: Embedder) -> Manifest:
     except PackageNotFoundError:  # imported from a source tree that is not installed
         ours = "unknown"
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    return Manifest(embedder.fingerprint, embedder.dimension, created, ours)
+    model = getattr(embedder, "model_source", None)
+    return Manifest(embedder.fingerprint, embedder.dimension, created, ours, model=model)
 
 
 def index_schema(dimension: int) -> Schema:

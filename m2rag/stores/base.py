@@ -27,6 +27,7 @@ class Manifest:
         created: when, ISO 8601 in UTC.
         m2rag_version: by which version of this library.
         format: version of the payload layout.
+        model: what `M2Embedder` loads the model by, where that is known; the fingerprint decides whether it is the one.
     """
 
     fingerprint: str
@@ -34,6 +35,7 @@ class Manifest:
     created: str
     m2rag_version: str
     format: int = FORMAT
+    model: str | None = None
 
 
 @dataclass(frozen=True)

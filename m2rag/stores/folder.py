@@ -103,6 +103,7 @@ def read_manifest(folder: Path) -> Manifest | None:
             created=str(stored["created"]),
             m2rag_version=str(stored["m2rag_version"]),
             format=version,
+            model=None if stored.get("model") is None else str(stored["model"]),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{path} is damaged ({error!r}): restore it or build the index anew") from error
