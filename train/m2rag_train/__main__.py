@@ -54,5 +54,14 @@ def train(
     )
 
 
+@app.command()
+def export(recipe: Recipe, run: Run, out: Annotated[Path, typer.Option(help="folder to write")]) -> None:
+    """Write the last saved state as a folder that loads everywhere."""
+    from m2rag_train.export import export as write
+    from m2rag_train.recipe import load_recipe
+
+    typer.echo(write(load_recipe(recipe), run, out))
+
+
 if __name__ == "__main__":
     app()
