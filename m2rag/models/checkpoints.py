@@ -2,7 +2,7 @@
 
 | family | repositories | file | head |
 |---|---|---|---|
-| retrieval v0 | togethercomputer/m2-bert-80M-{2k,8k,32k}-retrieval | pytorch_model.bin, `bert.` prefix | pooled encoder |
+| retrieval v0 | togethercomputer/m2-bert-80M-{2k,8k,32k}-retrieval | pytorch_model.bin, `bert.` prefix | pooled |
 | retrieval V1 | hazyresearch/M2-BERT-{128,2k,8k,32K}-Retrieval-Encoder-V1 | model.safetensors | encoder, MLM head |
 | pretrained, long | togethercomputer/m2-bert-80M-{2k,8k,32k} | pytorch_model.bin | MLM head |
 | pretrained, 128 | danfu09/m2-bert-{80M,110M,260m,341m} | pytorch_model.bin | MLM head |
@@ -13,21 +13,31 @@ All are read by the same path: the tensors say which of the optional parts a fil
 
 from __future__ import annotations
 
+import dataclasses
+import datetime
 import json
 import pickle
 import re
+import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import PreTrainedModel
 
 from m2rag.errors import CheckpointError, NonFiniteError
 from m2rag.models.configuration_m2_bert import M2BertConfig
-from m2rag.models.modeling_m2_bert import M2BertForMaskedLM, M2BertForSequenceClassification, M2BertModel
+from m2rag.models.modeling_m2_bert import (
+    HyenaFilter,
+    M2BertForMaskedLM,
+    M2BertForSequenceClassification,
+    M2BertModel,
+)
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin", "model.pt")
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints"
@@ -38,10 +48,40 @@ _HEADS: dict[str | None, type[PreTrainedModel]] = {
     "classification": M2BertForSequenceClassification,
 }
 
-_PREFIX = re.compile(r"^(?:(?:state|model|module|bert)\.)+")
+_HEAD_PARTS = ("pooler.", "head.", "classifier.")
 
-# Tensors of the reference that carry nothing: index buffers, and the constant DFT matrices of FlashFFTConv.
-_IGNORED = re.compile(r"(?:^|\.)(?:position_ids|token_type_ids|flash_?fft_?conv\w*(?:\..*)?)$", re.IGNORECASE)
+_PREFIX = re.compile(r"^(?:(?:state|model|module|_orig_mod|bert)\.)+")
+
+# A folder written by `save_pretrained` of our models.
+_OURS = re.compile(r"^(?:bert\.)?(?:layers\.\d+\.mixer|embeddings\.layer_norm)\.")
+
+# Tensors of the reference that carry nothing: index buffers, and the constant DFT matrices of a FlashFFTConv module
+# (`flashfft.f_16_fft`, `flashfftconv.twiddle_factors_fft_16_16`, ...).
+_IGNORED = re.compile(r"(?:^|\.)(?:position_ids|token_type_ids|flash_?fft\w*\..+)$", re.IGNORECASE)
+
+# Keys of a `config.json` that speak of the code or the file they came with.
+_FOREIGN_KEYS = frozenset(
+    ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path", "model_type")
+)
+
+# What `torch.load` raises on damaged files, besides UnpicklingError: the unpickler trusts the file's structure.
+_DAMAGED = (
+    RuntimeError, EOFError, OSError, ValueError, TypeError, LookupError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, struct.error,
+)  # fmt: skip
+
+# Training checkpoints keep clocks and random states beside the tensors; constructing these runs no code of the file's.
+_PLAIN_DATA: list[Any] = [
+    datetime.timedelta,
+    datetime.datetime,
+    np.ndarray,
+    np.dtype,
+    np.dtypes.UInt32DType,
+    np.dtypes.Int64DType,
+    np.dtypes.Float64DType,
+    *((np.empty(0).__reduce__()[0], f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+]
 
 _LAYER = r"encoder\.layer\.(\d+)\."
 _FILTER = _LAYER + r"attention\.(filter_fn2?)\."
@@ -93,7 +133,7 @@ def translate_key(key: str) -> str | None:
 
 
 def translate_state_dict(state_dict: Mapping[str, torch.Tensor], where: str) -> dict[str, torch.Tensor]:
-    """Reference tensors -> fp32 tensors under our encoder's names. Aliases of one tensor must agree.
+    """Reference tensors -> fp32 copies under our encoder's names. Aliases of one tensor must agree.
 
     Raises:
         CheckpointError: unknown names, or two names of one tensor with different values.
@@ -101,7 +141,7 @@ def translate_state_dict(state_dict: Mapping[str, torch.Tensor], where: str) -> 
     """
     tensors: dict[str, torch.Tensor] = {}
     unknown = []
-    for key, value in state_dict.items():
+    for key, given in state_dict.items():
         try:
             name = translate_key(key)
         except KeyError:
@@ -109,9 +149,7 @@ def translate_state_dict(state_dict: Mapping[str, torch.Tensor], where: str) -> 
             continue
         if name is None:
             continue
-        value = value.detach().float()
-        if not torch.isfinite(value).all():
-            raise NonFiniteError(f"{where}: tensor {key} holds NaN or infinity; the file is damaged")
+        value = _weights_of(key, given, where)
         leaf = name.rsplit(".", 1)[-1]
         if leaf in ("z", "t") and value.dim() == 3:
             value = value[0]
@@ -143,7 +181,9 @@ def from_reference(
         CheckpointError: missing, unexpected or wrongly shaped tensors, all listed.
         NonFiniteError: NaN or infinity in a tensor.
     """
-    return _build({"padding": "as_given", **config}, state_dict, head, where="state dict")
+    _check_head(head)
+    where = "state dict"
+    return _load_translated({"padding": "as_given", **config}, translate_state_dict(state_dict, where), head, where)
 
 
 def load_checkpoint(
@@ -163,20 +203,30 @@ def load_checkpoint(
     Raises:
         CheckpointError: nothing there, unreadable, unsafe or incomplete; the message says what to do.
         NonFiniteError: NaN or infinity in a tensor.
+        TypeError: an override is no configuration key.
+        ValueError: unknown head.
     """
+    _check_head(head)
+    unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(M2BertConfig)})
+    if unknown:
+        raise TypeError(f"load_checkpoint: no configuration key is named {', '.join(unknown)}")
     path = _resolve(model)
     folder, weights = (path.parent, path) if path.is_file() else (path, _weights_file(path))
     settings = dict(config) if config is not None else _read_config(folder)
     tensors = read_tensors(weights)
     where = str(weights)
-    if settings.get("model_type") == "m2_bert":
-        return _load_ours({**settings, **overrides}, tensors, head, where)
-    if not any(key.startswith("hyena_") or key == "monarch_mixer_sequence_mixing" for key in settings):
+    if any(_OURS.search(key) for key in tensors):
+        copies = {key: _weights_of(key, value, where) for key, value in tensors.items()}
+        return _load({**settings, **overrides}, copies, head, where)
+    if config is None and not any(
+        key.startswith("hyena_") or key == "monarch_mixer_sequence_mixing" for key in settings
+    ):
         raise CheckpointError(
             f"{folder}: config.json describes a {settings.get('model_type', 'model')!r}, not an M2-BERT "
             "(no monarch_mixer_sequence_mixing, no hyena_* keys)"
         )
-    return _build({"padding": "max_length", **settings, **overrides}, tensors, head, where)
+    settings = {"padding": "max_length", **settings, **overrides}
+    return _load_translated(settings, translate_state_dict(tensors, where), head, where)
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -191,46 +241,47 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{path}: damaged or truncated ({error}); download it again") from error
     try:
-        data = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_PLAIN_DATA):
+            data = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path}: refused, the file holds pickled objects other than tensors, or is damaged "
             f"({str(error).splitlines()[0]}). Save the bare state dict, best as .safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except _DAMAGED as error:
         raise CheckpointError(f"{path}: damaged or truncated ({error}); download it again") from error
-    for key in ("state", "model", "state_dict"):
+    for key in ("state", "model", "state_dict", "module"):
         if isinstance(data, dict) and isinstance(data.get(key), dict):
             data = data[key]
     if not isinstance(data, dict):
         raise CheckpointError(f"{path}: holds a {type(data).__name__}, expected a state dict")
-    tensors = {key: value for key, value in data.items() if isinstance(value, torch.Tensor)}
+    tensors = {str(key): value for key, value in data.items() if isinstance(value, torch.Tensor)}
     if not tensors:
         raise CheckpointError(f"{path}: holds no tensors")
     return tensors
 
 
-def _build(
-    config: Mapping[str, Any], state_dict: Mapping[str, torch.Tensor], head: str | None, where: str
+def _check_head(head: str | None) -> None:
+    if head not in _HEADS:
+        raise ValueError(f"head is {head!r}, must be one of {', '.join(map(repr, _HEADS))}")
+
+
+def _weights_of(key: str, value: torch.Tensor, where: str) -> torch.Tensor:
+    """An fp32 copy: the model must not write into the caller's tensors."""
+    if not value.is_floating_point():
+        raise CheckpointError(f"{where}: tensor {key} holds {value.dtype}, expected floating-point weights")
+    value = value.detach().to(torch.float32, copy=True)
+    # A sum is finite only if every term is, and it is many times cheaper; only the rare overflow needs a closer look.
+    if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+        raise NonFiniteError(f"{where}: tensor {key} holds NaN or infinity; the file is damaged")
+    return value
+
+
+def _load_translated(
+    config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], head: str | None, where: str
 ) -> PreTrainedModel:
-    tensors = translate_state_dict(state_dict, where)
-    kept = {None: ("pooler.",), "mlm": ("head.",), "classification": ("pooler.", "classifier.")}[head]
-    parts = {
-        name: value
-        for name, value in tensors.items()
-        if name.startswith(kept) or not name.startswith(("pooler.", "head.", "classifier."))
-    }
-    settings = {**_infer_config(tensors), **config, "model_type": "m2_bert"}
-    if head is None and settings.get("pooling") == "mean":
-        parts = {name: value for name, value in parts.items() if not name.startswith("pooler.")}
-    if head is not None:
-        parts = {
-            name if name.startswith(("head.", "classifier.")) else f"bert.{name}": value
-            for name, value in parts.items()
-        }
-    if head == "mlm" and settings.get("tie_word_embeddings", True):
-        parts.setdefault("head.decoder.weight", parts.get("bert.embeddings.word_embeddings.weight"))
-    return _load_ours(settings, parts, head, where)
+    """What a published configuration leaves out is read off the tensors."""
+    return _load({**_infer_config(tensors), **config}, tensors, head, where)
 
 
 def _infer_config(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
@@ -251,48 +302,80 @@ def _infer_config(tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
     }
     for name, keys in shapes.items():
         if name in tensors:
-            found.update({key: size for key, size in zip(keys, tensors[name].shape) if key})
-    if "layers.0.mlp.out_proj.weight" in tensors:
-        n_blocks, _, block_in = tensors["layers.0.mlp.out_proj.weight"].shape
+            found.update({key: size for key, size in zip(keys, tensors[name].shape, strict=False) if key})
+    out_proj = tensors.get("layers.0.mlp.out_proj.weight")
+    if out_proj is not None and out_proj.dim() == 3:
+        n_blocks, _, block_in = out_proj.shape
         found["use_monarch_mlp"] = n_blocks > 1
-        found["monarch_mlp_nblocks"] = max(n_blocks, 1)
+        found["monarch_mlp_nblocks"] = n_blocks
         found["intermediate_size"] = n_blocks * block_in
     return found
 
 
-def _load_ours(
+def _load(
     config: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], head: str | None, where: str
 ) -> PreTrainedModel:
+    """Build the model and fill it: tensors under our names, with or without `bert.` in front, all fp32 and finite."""
+    bare = {name.removeprefix("bert."): value for name, value in tensors.items()}
+    settings = {key: value for key, value in config.items() if key not in _FOREIGN_KEYS}
+    if "classifier.bias" in bare and "num_labels" not in settings and "id2label" not in settings:
+        settings["num_labels"] = len(bare["classifier.bias"])
     try:
-        m2_config = M2BertConfig(**config)
-    except (ValueError, TypeError) as error:
+        m2_config = M2BertConfig(**settings)
+    except (StrictDataclassError, ValueError, TypeError) as error:
         raise CheckpointError(f"{where}: configuration refused: {error}") from error
-    model = _HEADS[head](m2_config)
+    if m2_config.tie_word_embeddings:
+        _tie(bare, head, where)
+    # Nothing is allocated or drawn at random here: the checkpoint's tensors become the parameters.
+    with torch.device("meta"):
+        model = _HEADS[head](m2_config)
     expected = model.state_dict()
-    if head == "mlm" and m2_config.tie_word_embeddings and "head.decoder.weight" not in tensors:
-        tensors = {**tensors, "head.decoder.weight": tensors.get("bert.embeddings.word_embeddings.weight")}
-    # Analytic positions may be absent (they are recomputed); everything else is required.
-    optional = re.compile(r"filter\.(z|t|deltas)$")
-    missing = [k for k in expected if k not in tensors and not optional.search(k)]
-    unexpected = [k for k in tensors if k not in expected]
-    problems = []
+    prefix = "" if head is None else "bert."
+    # Positions that were never stored have their analytic values.
+    for name, module in model.named_modules():
+        if isinstance(module, HyenaFilter):
+            for leaf, value in zip(("z", "t", "deltas"), module.analytic_positions(), strict=True):
+                bare.setdefault(f"{name.removeprefix(prefix)}.{leaf}", value)
+
+    fitted: dict[str, torch.Tensor] = {}
+    unexpected, problems = [], []
+    for name, value in bare.items():
+        target = name if name in expected else prefix + name
+        if target not in expected:
+            # Heads that this model does not have may stay in the file.
+            if not name.startswith(_HEAD_PARTS):
+                unexpected.append(name)
+        elif expected[target].shape != value.shape:
+            problems.append(
+                f"{name} is {tuple(value.shape)}, the configuration asks for {tuple(expected[target].shape)}"
+            )
+        else:
+            fitted[target] = value
+    missing = [name for name in expected if name.removeprefix(prefix) not in bare]
+    if missing and all(name.startswith(prefix + "pooler.") for name in missing):
+        problems.append("the file has no pooler: load it with pooling='mean'")
     if missing:
         problems.append(f"missing tensors: {_listing(missing)}")
-        if all(k.startswith(("pooler.", "bert.pooler.")) for k in missing):
-            problems.append("the file has no pooler: load it with pooling='mean'")
     if unexpected:
         problems.append(f"unexpected tensors: {_listing(unexpected)}")
-    for key in expected.keys() & tensors.keys():
-        if expected[key].shape != tensors[key].shape:
-            problems.append(
-                f"{key} is {tuple(tensors[key].shape)}, the configuration asks for {tuple(expected[key].shape)}"
-            )
-        elif not torch.isfinite(tensors[key]).all():
-            raise NonFiniteError(f"{where}: tensor {key} holds NaN or infinity; the file is damaged")
     if problems:
-        raise CheckpointError(f"{where}: " + "; ".join(problems))
-    model.load_state_dict({k: v.float() for k, v in tensors.items()}, strict=False)
+        raise CheckpointError(f"{where}: {'; '.join(problems[:12])}")
+    model.load_state_dict(fitted, assign=True)
+    model.tie_weights()
     return model.eval()
+
+
+def _tie(tensors: dict[str, torch.Tensor], head: str | None, where: str) -> None:
+    """One tensor under two names, of which a file may hold either."""
+    words, decoder = "embeddings.word_embeddings.weight", "head.decoder.weight"
+    if words not in tensors and decoder in tensors:
+        tensors[words] = tensors[decoder]
+    elif decoder not in tensors and words in tensors:
+        tensors[decoder] = tensors[words]
+    elif head == "mlm" and words in tensors and not torch.equal(tensors[words], tensors[decoder]):
+        raise CheckpointError(
+            f"{where}: {decoder} differs from {words}, which the configuration ties: pass tie_word_embeddings=False"
+        )
 
 
 def _listing(names: list[str]) -> str:
@@ -318,11 +401,11 @@ def _resolve(model: str | Path) -> Path:
 def _download(repository: str) -> Path:
     # Imported here: only this path may touch the network.
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=["config.json", *WEIGHT_FILES]))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"cannot fetch {repository!r} from the model hub ({type(error).__name__}): check the name and the "
             "connection, or download the repository elsewhere and pass its folder"

@@ -1,6 +1,7 @@
 """Configuration of M2-BERT: the keys of the published `config.json` files, and ours."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: `strict` checks field types, and skips those it sees as strings.
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
@@ -8,6 +9,17 @@ from transformers import PreTrainedConfig
 PADDING_MODES = ("max_length", "masked", "as_given")
 POOLINGS = ("cls_tanh", "mean_tanh", "mean")
 FILTERS = ("hyena", "multiscale")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "intermediate_size",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "long_conv_l_max",
+    "monarch_mlp_nblocks",
+    "hyena_filter_order",
+)
 
 
 @strict
@@ -80,20 +92,20 @@ class M2BertConfig(PreTrainedConfig):
     pooling: str | None = None
     filter: str = "hyena"
 
-    def __post_init__(self, **kwargs) -> None:
+    def __post_init__(self, **kwargs: Any) -> None:
         if self.pooling is None:
             self.pooling = "mean_tanh" if self.pool_all else "cls_tanh"
         super().__post_init__(**kwargs)
 
     def validate_m2_bert(self) -> None:
-        """Checked by `strict` on construction; raises a ValueError with both numbers."""
-        for name, value, allowed in (
+        """Run by `strict` on construction, which wraps these ValueErrors into a StrictDataclassClassValidationError."""
+        for name, choice, allowed in (
             ("padding", self.padding, PADDING_MODES),
             ("pooling", self.pooling, POOLINGS),
             ("filter", self.filter, FILTERS),
         ):
-            if value not in allowed:
-                raise ValueError(f"{name} is {value!r}, must be one of {', '.join(map(repr, allowed))}")
+            if choice not in allowed:
+                raise ValueError(f"{name} is {choice!r}, must be one of {', '.join(map(repr, allowed))}")
         if not self.monarch_mixer_sequence_mixing or not self.use_glu_mlp:
             raise ValueError(
                 "only the Monarch Mixer encoder with the GLU MLP is supported: monarch_mixer_sequence_mixing and "
@@ -101,17 +113,17 @@ class M2BertConfig(PreTrainedConfig):
             )
         if self.hidden_act != "gelu":
             raise ValueError(f"hidden_act is {self.hidden_act!r}, M2-BERT has 'gelu' only")
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
+            raise ValueError(f"pad_token_id ({self.pad_token_id}) must be below vocab_size ({self.vocab_size})")
         blocks = self.n_blocks
         for name, value in (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)):
             if value % blocks:
                 raise ValueError(f"{name} ({value}) must be divisible by monarch_mlp_nblocks ({blocks})")
         if self.hyena_emb_dim < 3 or self.hyena_emb_dim % 2 == 0:
             raise ValueError(f"hyena_emb_dim ({self.hyena_emb_dim}) must be odd and at least 3")
-        if self.use_positional_encodings and self.max_position_embeddings > self.long_conv_l_max:
-            raise ValueError(
-                f"max_position_embeddings ({self.max_position_embeddings}) exceeds "
-                f"long_conv_l_max ({self.long_conv_l_max}): the filters do not reach that far"
-            )
 
     @property
     def n_blocks(self) -> int:
@@ -121,6 +133,6 @@ class M2BertConfig(PreTrainedConfig):
     @property
     def max_tokens(self) -> int:
         """Longest input in tokens, special tokens included."""
-        if self.use_positional_encodings:
+        if self.use_positional_encodings or self.padding == "max_length":
             return min(self.max_position_embeddings, self.long_conv_l_max)
         return self.long_conv_l_max
