@@ -6,6 +6,7 @@ the channels at hand: nothing of size 3 L D ever exists, and a block goes throug
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -57,7 +58,12 @@ def mixer(
     short_bias = weights.short_bias.view(3, width)
     channels, rows = block_shape(width, batch, n_fft)
     y = torch.empty(width, batch, length, dtype=u.dtype)
+    float_mask = None if mask is None else mask.float()
+    # One set of buffers for all blocks: fresh memory of this size costs more than what is computed in it.
     padded = torch.zeros(channels, rows, n_fft)
+    product, projected, convolved = (
+        torch.empty(3 * channels * rows * length, dtype=dtype) for dtype in (u.dtype, torch.float32, torch.float32)
+    )
 
     for lo in range(0, width, channels):
         hi = min(lo + channels, width)
@@ -66,15 +72,27 @@ def mixer(
         block_weight = in_proj[:, lo:hi].reshape(-1, width)
         for row in range(0, batch, rows):
             some = u[row : row + rows]
-            n_rows = some.shape[0]
-            some_mask = None if mask is None else mask[row : row + rows]
-            p = (block_weight @ some.reshape(-1, width).t()).float().view(3, hi - lo, -1)
-            p.add_(in_bias[:, lo:hi])
-            p = p.view(3, hi - lo, n_rows, length)
+            some_mask = None if float_mask is None else float_mask[row : row + rows]
+            shape = (3, hi - lo, some.shape[0], length)
+            size = math.prod(shape)
+            torch.mm(
+                block_weight,
+                some.reshape(-1, width).t(),
+                out=product[:size].view(len(block_weight), -1),
+            )
+            p = projected[:size].copy_(product[:size]).view(shape)
+            p.add_(in_bias[:, lo:hi, :, None])
             if some_mask is not None:
                 p.mul_(some_mask)
-            buffer = padded[: hi - lo, :n_rows]
-            gate = short_conv_rows(p, short_weight[:, lo:hi], short_bias[:, lo:hi], some_mask, buffer[..., :length])
+            buffer = padded[: hi - lo, : some.shape[0]]
+            gate = short_conv_rows(
+                p,
+                short_weight[:, lo:hi],
+                short_bias[:, lo:hi],
+                some_mask,
+                convolved[:size].view(shape),
+                buffer[..., :length],
+            )
             part = gate.mul_(convolve_padded(buffer, spectrum, length))
             if residual_spectrum is not None:
                 buffer[..., :length] = some[..., lo:hi].permute(2, 0, 1)

@@ -6,7 +6,12 @@ import torch
 
 
 def short_conv_rows(
-    p: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None, out: torch.Tensor
+    p: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor,
+    mask: torch.Tensor | None,
+    scratch: torch.Tensor,
+    out: torch.Tensor,
 ) -> torch.Tensor:
     """Convolve the projections of some channels and gate: writes v x1 to `out`, returns x2.
 
@@ -14,14 +19,15 @@ def short_conv_rows(
         p: (3, C, B, L) fp32: x1, x2, v; zero at pads.
         weight: (3, C, 3).
         bias: (3, C).
-        mask: (B, L) bool, False at pads, where `out` becomes zero.
+        mask: (B, L) fp32, 0 at pads, where `out` becomes zero.
+        scratch: (3, C, B, L) fp32, overwritten; the result lies in it.
         out: (C, B, L) fp32.
 
     Returns:
         (C, B, L), the gate of the long convolution's result.
     """
     taps = weight[:, :, None, None, :]
-    c = torch.addcmul(bias[:, :, None, None], p, taps[..., 2])
+    c = torch.mul(p, taps[..., 2], out=scratch).add_(bias[:, :, None, None])
     c[..., 1:].addcmul_(p[..., :-1], taps[..., 1])
     c[..., 2:].addcmul_(p[..., :-2], taps[..., 0])
     x1, x2, v = c.unbind(0)
@@ -40,12 +46,14 @@ def short_conv(
     p = x.permute(2, 0, 1).to(torch.float32, memory_format=torch.contiguous_format)
     if mask is not None:
         p = torch.where(mask, p, 0.0)
+    p = p.view(3, channels, batch, length)
     gated = p.new_empty(channels, batch, length)
     gate = short_conv_rows(
-        p.view(3, channels, batch, length),
+        p,
         weight.float().view(3, channels, 3),
         bias.float().view(3, channels),
-        mask,
+        None if mask is None else mask.float(),
+        torch.empty_like(p),
         gated,
     )
     return gated.transpose(0, 1).to(x.dtype), gate.transpose(0, 1).to(x.dtype)
