@@ -58,6 +58,11 @@ def vectors(model) -> torch.Tensor:
         return model(IDS, MASK).pooler_output
 
 
+def same(got: torch.Tensor, expected: torch.Tensor) -> None:
+    """Equal but for rounding: equal tensors at other addresses are added up in another order by vectorised code."""
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
+
+
 def write(folder: Path, config: dict[str, Any] | None, tensors: Any, name: str = "pytorch_model.bin") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if config is not None:
@@ -79,21 +84,21 @@ def load_raw(path: Path, **overrides: Any):
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "bert.", "model.bert.", "state.model.module.bert."])
 def test_prefixes_mean_nothing(prefix, config, weights, expected):
     prefixed = {prefix + name: value for name, value in weights.items()}
-    assert torch.equal(vectors(from_reference(config, prefixed)), expected)
+    same(vectors(from_reference(config, prefixed)), expected)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.bin", "model.pt", "model.safetensors"])
 def test_file_formats(name, tmp_path, config, weights, expected):
     folder = write(tmp_path, config, weights, name)
-    assert torch.equal(vectors(load_raw(folder)), expected)
-    assert torch.equal(vectors(load_raw(folder / name)), expected), "the file itself is as good as its folder"
-    assert torch.equal(vectors(load_raw(str(folder))), expected)
+    same(vectors(load_raw(folder)), expected)
+    same(vectors(load_raw(folder / name)), expected)
+    same(vectors(load_raw(str(folder))), expected)
 
 
 def test_pickle_format_of_old_torch(tmp_path, config, weights, expected):
     folder = write(tmp_path, config, {})
     torch.save(weights, folder / "pytorch_model.bin", _use_new_zipfile_serialization=False)
-    assert torch.equal(vectors(load_raw(folder)), expected)
+    same(vectors(load_raw(folder)), expected)
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
@@ -103,7 +108,7 @@ def test_storages_become_fp32(name, dtype, tmp_path, config, weights):
     model = load_raw(write(tmp_path, config, cast, name))
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     rounded = {key: value.float() for key, value in cast.items()}
-    assert torch.equal(vectors(model), vectors(from_reference(config, rounded)))
+    same(vectors(model), vectors(from_reference(config, rounded)))
 
 
 def test_shared_tensors_that_safetensors_drops(config, weights, expected):
@@ -111,7 +116,7 @@ def test_shared_tensors_that_safetensors_drops(config, weights, expected):
     for kept in ("implicit_filter.1.freq", "implicit_filter.5.freq", "implicit_filter_rev.3.freq"):
         fewer = {name: value for name, value in weights.items() if ".freq" not in name or name.endswith(kept)}
         assert len(fewer) < len(weights)
-        assert torch.equal(vectors(from_reference(config, fewer)), expected)
+        same(vectors(from_reference(config, fewer)), expected)
 
 
 @pytest.mark.parametrize("dropped", ["cls.predictions.decoder.weight", "bert.embeddings.word_embeddings.weight"])
@@ -121,7 +126,7 @@ def test_either_name_of_the_tied_embeddings_may_be_dropped(dropped, config, mlm_
     assert model.head.decoder.weight is model.bert.embeddings.word_embeddings.weight
     whole = from_reference(config, mlm_weights, head="mlm")
     with torch.no_grad():
-        assert torch.equal(model(IDS).logits, whole(IDS).logits)
+        same(model(IDS).logits, whole(IDS).logits)
     encoder = from_reference({**config, "pooling": "mean"}, fewer)
     assert torch.equal(encoder.embeddings.word_embeddings.weight, mlm_weights["cls.predictions.decoder.weight"])
 
@@ -145,7 +150,7 @@ def test_buffers_without_content_are_ignored_by_name(config, weights, expected):
         "encoder.flash_fft_conv.twiddle_factors_fft_16_16": complex_matrix,
         "flashfftconv.twiddle_factors_ifft_32_1K": torch.full((2,), torch.nan, dtype=torch.bfloat16),
     }
-    assert torch.equal(vectors(from_reference(config, {**weights, **buffers})), expected)
+    same(vectors(from_reference(config, {**weights, **buffers})), expected)
     for stranger in ("twiddle_factors_fft_16_16", "encoder.layer.0.attention.flash_attention.weight"):
         with pytest.raises(CheckpointError, match=stranger):
             from_reference(config, {**weights, stranger: complex_matrix})
@@ -159,7 +164,7 @@ def test_positions_that_were_not_stored_are_analytic(config, weights, expected):
 def test_structure_is_read_off_the_tensors(config, weights, expected):
     """Published configurations differ in what they spell out."""
     spelled_out = {key: config[key] for key in ("layer_norm_eps", "pool_all", "hyena_w_mod")}
-    assert torch.equal(vectors(from_reference(spelled_out, weights)), expected)
+    same(vectors(from_reference(spelled_out, weights)), expected)
     changes = {"bidirectional": False, "residual_long_conv": False, "hyena_training_additions": True}
     changes |= {"use_positional_encodings": False, "use_monarch_mlp": False, "hyena_emb_dim": 7}
     other = {**config, **changes}
@@ -191,7 +196,7 @@ def test_composer_checkpoint(tmp_path, config, mlm_weights):
     model = load_checkpoint(folder / "ep0-ba7-rank0.pt", head="mlm", padding="as_given")
     direct = from_reference(config, mlm_weights, head="mlm")
     with torch.no_grad():
-        assert torch.equal(model(IDS).logits, direct(IDS).logits)
+        same(model(IDS).logits, direct(IDS).logits)
 
 
 def test_model_does_not_share_memory_with_the_given_tensors(config, weights):
@@ -298,7 +303,7 @@ def test_folders_of_ours(head, tmp_path, config):
     with torch.no_grad():
         for name in ("logits", "pooler_output"):
             if name in model(IDS, MASK):
-                assert torch.equal(again(IDS, MASK)[name], model(IDS, MASK)[name])
+                same(again(IDS, MASK)[name], model(IDS, MASK)[name])
 
 
 def test_our_masked_lm_folder_as_encoder(tmp_path, config, mlm_weights):
@@ -308,7 +313,7 @@ def test_our_masked_lm_folder_as_encoder(tmp_path, config, mlm_weights):
         load_checkpoint(tmp_path)
     encoder = load_checkpoint(tmp_path, pooling="mean")
     with torch.no_grad():
-        assert torch.equal(encoder(IDS, MASK).last_hidden_state, model.bert(IDS, MASK).last_hidden_state)
+        same(encoder(IDS, MASK).last_hidden_state, model.bert(IDS, MASK).last_hidden_state)
 
 
 def test_our_encoder_has_no_head(tmp_path, config, weights):
@@ -539,9 +544,9 @@ def test_bare_weights_file(tmp_path, config, weights, expected):
     path = write(tmp_path, None, weights) / "pytorch_model.bin"
     with pytest.raises(CheckpointError, match="config={...}"):
         load_checkpoint(path)
-    assert torch.equal(vectors(load_raw(path, config=config)), expected)
+    same(vectors(load_raw(path, config=config)), expected)
     few = {"pool_all": False}
-    assert torch.equal(vectors(load_raw(path, config=few)), expected)
+    same(vectors(load_raw(path, config=few)), expected)
 
 
 def test_places_without_a_checkpoint(tmp_path):
@@ -572,7 +577,7 @@ def test_wrong_arguments(tmp_path, config, weights):
 def test_bundled_checkpoints_are_found_by_name(tmp_path, monkeypatch, config, weights, expected):
     monkeypatch.setattr(checkpoints, "BUNDLED", tmp_path)
     write(tmp_path / "m2rag-other", config, weights)
-    assert torch.equal(vectors(load_raw("m2rag-other")), expected)
+    same(vectors(load_raw("m2rag-other")), expected)
     with pytest.raises(CheckpointError, match="m2rag-other"):
         load_checkpoint("m2rag-missing")
 
@@ -586,7 +591,7 @@ def test_repositories(tmp_path, monkeypatch, config, weights, expected):
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    assert torch.equal(vectors(load_raw("togethercomputer/m2-bert-80M-2k-retrieval")), expected)
+    same(vectors(load_raw("togethercomputer/m2-bert-80M-2k-retrieval")), expected)
     [(repository, patterns)] = asked
     assert repository == "togethercomputer/m2-bert-80M-2k-retrieval"
     assert "config.json" in patterns and not any(pattern.endswith(".py") for pattern in patterns)
@@ -605,4 +610,4 @@ def test_random_models_of_ours_survive(tmp_path):
     config = M2BertConfig(**SMALL, filter="multiscale", pooling="mean", use_positional_encodings=False)
     model = M2BertModel(config).eval()
     model.save_pretrained(tmp_path)
-    assert torch.equal(vectors(load_checkpoint(tmp_path)), vectors(model))
+    same(vectors(load_checkpoint(tmp_path)), vectors(model))
