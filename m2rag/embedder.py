@@ -11,13 +11,12 @@ from typing import Any, cast
 
 import numpy as np
 
-from m2rag.backends import Backend, BatchTooLargeError
+from m2rag.backends import BUNDLED_MODEL, Backend, BatchTooLargeError
 from m2rag.errors import InvalidInputTypeError
 from m2rag.job import TOO_LONG, EmbeddingJob, JobSettings
 from m2rag.progress import embedding_progress
 from m2rag.results import EmbeddingResult, PassageVectors
 
-BUNDLED_MODEL = "m2rag-mini"
 PRECISIONS = ("float32", "float16", "int8", "binary")
 
 OnBatch = Callable[[int, int], None]
@@ -85,10 +84,9 @@ class M2Embedder:
             raise ValueError(f"batch_tokens is {batch_tokens}, must be at least 1")
         model_source: str | None = None
         if backend is None:
-            model = BUNDLED_MODEL if model is None else model
             # A path is kept whole: what is stored beside vectors is read from other folders too.
-            path = Path(model).expanduser()
-            model_source = str(path.resolve()) if path.exists() else str(model)
+            path = None if model is None else Path(model).expanduser()
+            model_source = str(path.resolve()) if path and path.exists() else str(model or BUNDLED_MODEL)
             # Imported here: a remote backend needs no torch.
             from m2rag.backends.local import LocalBackend
 

@@ -11,6 +11,9 @@ import numpy as np
 from m2rag.batching import BatchRule, Piece
 from m2rag.tokenizer import TextTokenizer
 
+# The checkpoint that comes with the package.
+BUNDLED_MODEL = "m2rag-mini"
+
 
 class BatchTooLargeError(Exception):
     """The device's memory did not take a batch: it is tried again in halves. Never leaves the embedder."""

@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from m2rag.backends import BatchTooLargeError, PieceOutput
+from m2rag.backends import BUNDLED_MODEL, BatchTooLargeError, PieceOutput
 from m2rag.batching import BatchRule, Piece
 from m2rag.errors import CheckpointError
-from m2rag.models import M2BertModel, load_checkpoint
-from m2rag.models.checkpoints import _resolve
+from m2rag.models import M2BertModel, checkpoints, load_checkpoint
 from m2rag.tokenizer import TextTokenizer
 from m2rag_kernels import choose
 
@@ -28,7 +27,7 @@ logger = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Padded tokens per batch: on a CPU more gain nothing, on a GPU fewer leave it idle.
-_BATCH_TOKENS = {"cpu": 8_192, "cuda": 131_072}
+_BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
 
 # Configuration that changes the vectors without changing a tensor.
 _BEHAVIOUR = (
@@ -52,7 +51,7 @@ class LocalBackend:
 
     Raises:
         CheckpointError: the tokenizer has ids that the model has no embedding for.
-        ValueError: an unknown `dtype` or `kernels`.
+        ValueError: an unknown `dtype` or `kernels`, or a GPU that is not there.
     """
 
     def __init__(
@@ -73,6 +72,8 @@ class LocalBackend:
                 f"{config.vocab_size:,}: they do not belong together"
             )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device is {str(device)!r}, and this torch sees no GPU: use device='cpu'")
         self.dtype = _compute_dtype(dtype, self.device)
         self.model_name = name
         self.dimension = int(config.hidden_size)
@@ -92,13 +93,23 @@ class LocalBackend:
         self._lock = threading.Lock()
 
     @classmethod
-    def load(cls, model: str | Path, **options: Any) -> LocalBackend:
+    def load(cls, model: str | Path | None, **options: Any) -> LocalBackend:
         """Load a checkpoint by path, bundled name or repository id, with the tokenizer beside its weights.
+
+        None is the bundled checkpoint, whatever folders of its name there are elsewhere.
 
         Raises:
             CheckpointError: no checkpoint there, or not a sound one.
         """
-        path = _resolve(model)
+        if model is None:
+            path = checkpoints.BUNDLED / BUNDLED_MODEL
+            if not path.is_dir():
+                raise CheckpointError(
+                    f"the bundled checkpoint {BUNDLED_MODEL} is not in this installation ({path}): "
+                    "install the package again, or name a model"
+                )
+        else:
+            path = checkpoints._resolve(model)
         folder = path if path.is_dir() else path.parent
         encoder = load_checkpoint(path)
         name = str(model) if isinstance(model, str) and not Path(model).exists() else path.resolve().name

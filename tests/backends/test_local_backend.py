@@ -217,8 +217,11 @@ def test_the_bundled_name_never_needs_the_network(tmp_path: Path, monkeypatch: p
     with pytest.raises(CheckpointError, match="m2rag-mini"):
         M2Embedder()
     saved(tmp_path / "m2rag-mini")
+    (tmp_path / "elsewhere" / "m2rag-mini").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "elsewhere")
     ours = M2Embedder()
-    assert ours.model_name == "m2rag-mini" and ours.dimension == 32 and ours.max_tokens == 256
+    assert ours.model_name == ours.model_source == "m2rag-mini"
+    assert ours.dimension == 32 and ours.max_tokens == 256
 
 
 # Number formats, devices, limits
@@ -248,6 +251,12 @@ def test_bfloat16_is_really_used() -> None:
     for kernels in ("naive", "cpu"):
         other = M2Embedder(backend=LocalBackend(tiny_model(), dtype="bfloat16", kernels=kernels))
         assert np.abs(other.embed_documents(TEXTS).vectors - expected.vectors).max() > 1e-5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_missing_gpu_is_said() -> None:
+    with pytest.raises(ValueError, match="device is 'cuda', and this torch sees no GPU"):
+        LocalBackend(tiny_model(), device="cuda")
 
 
 @pytest.mark.parametrize("options", [{"dtype": "float64"}, {"kernels": "fast"}])
