@@ -8,11 +8,13 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(add_completion=False, no_args_is_help=True)
+# Errors name what is wrong in their last line; pretty tracebacks would bury it in frames.
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file, see train/recipes", exists=True, dir_okay=False)]
 Run = Annotated[Path, typer.Option(help="folder of the run: teacher vectors, saved states")]
 TeacherFolder = Annotated[Path, typer.Option(help="folder of the teacher model", exists=True, file_okay=False)]
+Data = Annotated[Path, typer.Option(help="folder of the recipe's sources", exists=True, file_okay=False)]
 
 
 @app.callback()
@@ -21,7 +23,7 @@ def _configure() -> None:
 
 
 @app.command()
-def cache(recipe: Recipe, run: Run, teacher: TeacherFolder, data: Annotated[Path, typer.Option(exists=True)]) -> None:
+def cache(recipe: Recipe, run: Run, teacher: TeacherFolder, data: Data) -> None:
     """Compute the teacher's vectors once; run again to resume."""
     from m2rag_train.recipe import load_recipe
     from m2rag_train.teacher import Teacher, build_cache
@@ -34,10 +36,10 @@ def train(
     recipe: Recipe,
     run: Run,
     teacher: TeacherFolder,
-    device: str = "cpu",
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     stop_after: Annotated[int | None, typer.Option(help="steps of this call")] = None,
 ) -> None:
-    """Train from the last saved state to the recipe's end; run again to resume."""
+    """Train from the last saved state to the recipe's end; run again to resume, also after Ctrl-C or a crash."""
     from m2rag_train.distill import train as run_recipe
     from m2rag_train.recipe import load_recipe
     from m2rag_train.teacher import Teacher

@@ -46,11 +46,14 @@ class ShortTexts:
 
 @dataclass(frozen=True)
 class Batch:
+    """What one step trains on."""
+
     windows: list[Window]
     short_texts: ShortTexts
 
     @property
     def n_tokens(self) -> int:
+        """Tokens that the student reads, special tokens included, pads not."""
         return sum(w.input_ids.numel() for w in self.windows) + int(self.short_texts.attention_mask.sum())
 
 
@@ -62,6 +65,9 @@ class BatchSampler:
         span_tokens: tokens per span in the shard.
         cls_id, sep_id: special tokens of the student.
         seed: of the whole run.
+
+    Raises:
+        ValueError: the shard's spans are not `span_tokens` long.
     """
 
     # A text of one of these kinds asks for its document without quoting it.
@@ -73,6 +79,10 @@ class BatchSampler:
         self.cls_id, self.sep_id = cls_id, sep_id
         self.seed = seed
         lengths = np.diff(shard.document_starts).astype(np.float64)
+        if not np.array_equal(np.ceil(lengths / span_tokens), np.diff(shard.span_starts)):
+            raise ValueError(
+                f"the teacher's spans are not {span_tokens} tokens long: was the cache made with this recipe?"
+            )
         # Long documents hold more to learn from, but must not crowd out the many short ones.
         self.document_probability = np.sqrt(lengths) / np.sqrt(lengths).sum()
         by_document = np.argsort(shard.short_document, kind="stable")
@@ -83,7 +93,17 @@ class BatchSampler:
         ]
 
     def batch(self, step: int, stage: Stage) -> Batch:
-        """The batch of step `step`."""
+        """The batch of step `step`.
+
+        Raises:
+            ValueError: there are fewer documents or short texts than the stage asks for.
+        """
+        for what, wanted, available in (
+            ("documents", stage.documents, len(self.queries_of)),
+            ("short_texts", stage.short_texts, len(self.shard.short_kind)),
+        ):
+            if wanted > available:
+                raise ValueError(f"a step takes {wanted} {what}, the teacher's shards hold {available}")
         rng = np.random.default_rng([self.seed, step])
         documents = rng.choice(len(self.queries_of), stage.documents, replace=False, p=self.document_probability)
         windows = [self._window(int(d), rng, stage) for d in documents]
@@ -92,17 +112,24 @@ class BatchSampler:
         owners = [-1] * len(texts)
         for number, document in enumerate(documents):
             # A heading may stand outside a partial window: only a whole document answers for all of its queries.
-            available = self.queries_of[document] if whole[number] else []
-            chosen = rng.choice(len(available), min(stage.queries, len(available)), replace=False)
-            texts += [available[i] for i in chosen]
+            queries = self.queries_of[document] if whole[number] else []
+            chosen = rng.choice(len(queries), min(stage.queries, len(queries)), replace=False)
+            texts += [queries[i] for i in chosen]
             owners += [number] * len(chosen)
         return Batch(windows, self._short_texts(texts, owners))
+
+    def expected_tokens(self, stage: Stage) -> float:
+        """About how many tokens a step of this stage has."""
+        lengths = np.minimum(np.diff(self.shard.document_starts), stage.window_tokens)
+        window = float(self.document_probability @ lengths) * float(np.mean(stage.window_fractions))
+        short = float(np.diff(self.shard.short_starts).mean()) if len(self.shard.short_kind) else 0.0
+        return stage.documents * window + (stage.short_texts + stage.documents * stage.queries) * short
 
     def _window(self, document: int, rng: np.random.Generator, stage: Stage) -> Window:
         shard = self.shard
         first, last = shard.span_starts[document : document + 2]
         n_spans = int(last - first)
-        longest = min(n_spans, max(stage.window_tokens // self.span_tokens, 1))
+        longest = min(n_spans, max((stage.window_tokens - 2) // self.span_tokens, 1))
         size = max(round(longest * float(rng.choice(stage.window_fractions))), 1)
         offset = int(rng.integers(n_spans - size + 1))
         token_start = int(shard.document_starts[document]) + offset * self.span_tokens

@@ -9,21 +9,27 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 from torch import nn
 
-from m2rag.models import M2BertConfig, M2BertModel
-from m2rag.models.modeling_m2_bert import LongConvFilter
+from m2rag.models import M2BertModel
+from m2rag.models.modeling_m2_bert import LongConvFilter, M2BertMixer
 from m2rag_train.batches import Batch, BatchSampler, ShortTexts
 from m2rag_train.losses import classification_loss, contrastive_loss, cosine_loss
+from m2rag_train.progress import Meter
 from m2rag_train.recipe import DistillRecipe, Stage
 from m2rag_train.teacher import load_shards
 
 logger = logging.getLogger(__name__)
+
+STATE_FILE = "state.pt"
 
 
 def build_student(recipe: DistillRecipe, word_embeddings: torch.Tensor) -> M2BertModel:
@@ -33,7 +39,7 @@ def build_student(recipe: DistillRecipe, word_embeddings: torch.Tensor) -> M2Ber
         ValueError: the embeddings' shape is not the student's.
     """
     torch.manual_seed(recipe.seed)
-    model = M2BertModel(M2BertConfig(**recipe.model))
+    model = M2BertModel(recipe.model_config())
     own = model.embeddings.word_embeddings.weight
     if own.shape != word_embeddings.shape:
         raise ValueError(
@@ -43,12 +49,11 @@ def build_student(recipe: DistillRecipe, word_embeddings: torch.Tensor) -> M2Ber
     with torch.no_grad():
         own.copy_(word_embeddings * recipe.embedding_scale)
         model.embeddings.token_type_embeddings.weight.zero_()
-        for layer in model.layers:
-            mixer = layer.mixer
+        for mixer in (module for module in model.modules() if isinstance(module, M2BertMixer)):
             nn.init.normal_(mixer.short_conv.weight, std=0.02)
             mixer.short_conv.weight[:, 0, -1] += 1
             nn.init.normal_(mixer.out_proj.weight, std=0.02)
-            mixer.out_proj.weight += torch.eye(recipe.model["hidden_size"])
+            mixer.out_proj.weight.add_(torch.eye(model.config.hidden_size))
             for filter_ in (mixer.filter, mixer.residual_filter):
                 if filter_ is not None:
                     filter_.skip.fill_(1)
@@ -88,7 +93,12 @@ def lr_factor(step: int, recipe: DistillRecipe) -> float:
 
 
 class DocumentBank:
-    """Vectors of the documents of the last steps, as extra negatives."""
+    """Vectors of the documents of the last steps, as extra negatives.
+
+    Attributes:
+        vectors: (K, D) fp32 on the CPU, newest first; K grows to `size`.
+        documents: (K,) their numbers.
+    """
 
     def __init__(self, size: int, width: int) -> None:
         self.size = size
@@ -96,6 +106,7 @@ class DocumentBank:
         self.documents = torch.zeros(0, dtype=torch.long)
 
     def push(self, vectors: torch.Tensor, documents: torch.Tensor) -> None:
+        """Add (N, D) and (N,); the oldest make room."""
         self.vectors = torch.cat([vectors.detach().float().cpu(), self.vectors])[: self.size]
         self.documents = torch.cat([documents, self.documents])[: self.size]
 
@@ -154,6 +165,7 @@ def _encode_short_texts(model: M2BertModel, texts: ShortTexts, group: int = 16) 
 
 
 def total_loss(losses: dict[str, torch.Tensor], stage: Stage, recipe: DistillRecipe) -> torch.Tensor:
+    """The weighted sum that is minimised."""
     weights = {
         "cosine": 1.0,
         "classification": recipe.classification_weight,
@@ -175,16 +187,23 @@ def train(
 ) -> Path:
     """Run the recipe from the last saved state to its end.
 
+    A run in pieces (stopped, interrupted or killed, and called again) takes the same steps as one in a piece.
+
     Args:
         run: folder with `teacher/` shards; states are saved to `state.pt` every `save_every` steps.
         word_embeddings: (V, D) of the teacher.
+        cls_id, sep_id: special tokens of the student.
+        device: "cpu", "cuda", "cuda:1", ...
         stop_after: steps of this call, for a run in pieces.
 
     Returns:
         Path of the last saved state.
 
     Raises:
-        FloatingPointError: the loss is not finite; names the step. The last saved state is intact.
+        FloatingPointError: a loss or gradient is not finite; names the step. The last saved state is intact.
+        KeyboardInterrupt: Ctrl-C; the step that ran was finished and saved.
+        FileNotFoundError: there are no teacher vectors.
+        ValueError: shards, teacher and recipe do not belong together.
     """
     sampler = BatchSampler(
         load_shards(run / "teacher"),
@@ -194,60 +213,77 @@ def train(
         seed=recipe.seed,
     )
     model = build_student(recipe, word_embeddings).to(device).train()
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=tuple(recipe.betas), foreach=True)
-    bank = DocumentBank(recipe.bank_size, recipe.model["hidden_size"])
-    state_path = run / "state.pt"
+    beta1, beta2 = recipe.betas
+    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(beta1, beta2), foreach=True)
+    bank = DocumentBank(recipe.bank_size, model.config.hidden_size)
+    state_path = run / STATE_FILE
     first = _restore(state_path, model, optimizer, bank)
     last = recipe.total_steps if stop_after is None else min(first + stop_after, recipe.total_steps)
     logger.info("%s: steps %d to %d, %d documents", recipe.name, first, last, len(sampler.queries_of))
-    for step in _progress(first, last):
-        stage = recipe.stage_at(step)
-        batch = sampler.batch(step, stage)
-        with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=recipe.autocast):
-            losses = step_losses(model, batch, stage, recipe, bank)
-        loss = total_loss(losses, stage, recipe)
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"{recipe.name}: loss is {loss.item()} at step {step}")
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak_lr"] * lr_factor(step, recipe)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        _METER.add(step, batch.n_tokens, losses)
-        if (step + 1) % recipe.save_every == 0 or step + 1 == last:
-            _save(state_path, step + 1, model, optimizer, bank)
+    meter = Meter(recipe.total_steps, lambda done: _tokens_left(recipe, sampler, done))
+    with _deferred_interrupt() as interrupted:
+        for step in range(first, last):
+            stage = recipe.stage_at(step)
+            batch = sampler.batch(step, stage)
+            # Dropout is the only chance inside a step: seeded here, it does not depend on where a run was resumed.
+            torch.manual_seed(recipe.seed + step)
+            with torch.autocast(device.split(":")[0], torch.bfloat16, enabled=recipe.autocast):
+                losses = step_losses(model, batch, stage, recipe, bank)
+            loss = total_loss(losses, stage, recipe)
+            _check_finite("loss", loss, recipe, step)
+            loss.backward()
+            norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
+            _check_finite("gradient norm", norm, recipe, step)
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * lr_factor(step, recipe)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            meter.add(step, batch.n_tokens, losses)
+            if (step + 1) % recipe.save_every == 0 or step + 1 == last or interrupted():
+                _save(state_path, step + 1, model, optimizer, bank)
+            if interrupted():
+                logger.info("stopped after step %d; saved to %s: run again to resume", step + 1, state_path)
+                raise KeyboardInterrupt
     return state_path
 
 
-class _Meter:
-    """Running means for the log."""
-
-    def __init__(self, every: int = 20) -> None:
-        self.every = every
-        self.reset()
-
-    def reset(self) -> None:
-        self.began, self.tokens = time.monotonic(), 0
-        self.sums: dict[str, list[float]] = {}
-
-    def add(self, step: int, n_tokens: int, losses: dict[str, torch.Tensor]) -> None:
-        self.tokens += n_tokens
-        for name, value in losses.items():
-            self.sums.setdefault(name, []).append(float(value.detach()))
-        if (step + 1) % self.every == 0:
-            means = " ".join(f"{name} {sum(values) / len(values):.4f}" for name, values in self.sums.items())
-            rate = self.tokens / (time.monotonic() - self.began)
-            logger.info("step %d: %s, %.0f tokens/s", step + 1, means, rate)
-            self.reset()
+def _check_finite(what: str, value: torch.Tensor, recipe: DistillRecipe, step: int) -> None:
+    if not torch.isfinite(value):
+        raise FloatingPointError(f"{recipe.name}: {what} is {value.item()} at step {step}")
 
 
-_METER = _Meter()
+def _tokens_left(recipe: DistillRecipe, sampler: BatchSampler, done: int) -> float:
+    """About how many tokens the run needs after `done` steps."""
+    tokens = 0.0
+    for stage in recipe.stages:
+        tokens += max(stage.steps - done, 0) * sampler.expected_tokens(stage)
+        done = max(done - stage.steps, 0)
+    return tokens
 
 
-def _progress(first: int, last: int) -> Iterator[int]:
-    _METER.reset()
-    yield from range(first, last)
+@contextmanager
+def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C lets the running step end: an optimizer step cut in half could not be saved.
+
+    Gives a function that tells whether it was pressed. A second Ctrl-C interrupts at once. Outside the main thread,
+    where Python delivers no signals, nothing changes.
+    """
+    pressed = False
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        nonlocal pressed
+        pressed = True
+        signal.signal(signal.SIGINT, previous)
+        logger.info("interrupted: saving after this step")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    previous = signal.signal(signal.SIGINT, handler)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, previous)
 
 
 def _save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, bank: DocumentBank) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from huggingface_hub.errors import StrictDataclassError
+
+from m2rag.models import M2BertConfig
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,13 @@ class Stage:
     contrastive_weight: float = 0.0
     document_weight: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("steps", "window_tokens", "documents", "short_texts"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
+        if not self.window_fractions or not all(0 < fraction <= 1 for fraction in self.window_fractions):
+            raise ValueError(f"window_fractions is {self.window_fractions}, must be fractions above 0 and up to 1")
+
 
 @dataclass(frozen=True)
 class DistillRecipe:
@@ -77,8 +87,13 @@ class DistillRecipe:
         bank_size: documents of earlier steps kept as extra negatives of the contrastive loss.
         contrastive_temperature: of that loss.
         lr, embedding_lr, filter_lr: peak learning rates; weight_decay applies to matrices only.
+        betas: the two of AdamW.
+        warmup_steps: of the learning rate, linear from 0.
         final_lr: fraction of the peak at the end of the cosine.
+        max_grad_norm: the gradient is scaled down to this norm.
+        seed: of the student's first weights and of every batch.
         save_every: steps between saved states.
+        autocast: matrix products in bfloat16.
     """
 
     name: str
@@ -103,8 +118,36 @@ class DistillRecipe:
     save_every: int = 100
     autocast: bool = True
 
+    def __post_init__(self) -> None:
+        if len(self.betas) != 2:
+            raise ValueError(f"betas has {len(self.betas)} values, must have 2")
+        if not self.stages:
+            raise ValueError("stages is empty")
+        max_tokens = self.model_config().max_tokens
+        for number, stage in enumerate(self.stages):
+            if stage.window_tokens > max_tokens:
+                raise ValueError(
+                    f"stages[{number}]: window_tokens is {stage.window_tokens}, the model takes {max_tokens}"
+                )
+
+    def model_config(self) -> M2BertConfig:
+        """The student's configuration.
+
+        Raises:
+            ValueError: a key is unknown or its value invalid.
+        """
+        known = {f.name for f in dataclasses.fields(M2BertConfig)}
+        # The configuration class itself keeps what it does not know.
+        if unknown := sorted(str(key) for key in self.model.keys() - known):
+            raise ValueError(f"model: unknown keys {', '.join(unknown)}; see M2BertConfig")
+        try:
+            return M2BertConfig(**self.model)
+        except StrictDataclassError as error:
+            raise ValueError(f"model: {error}") from error
+
     @property
     def total_steps(self) -> int:
+        """Steps of all stages."""
         return sum(stage.steps for stage in self.stages)
 
     def stage_at(self, step: int) -> Stage:
@@ -120,10 +163,14 @@ def load_recipe(path: str | Path) -> DistillRecipe:
     """Read and check a recipe.
 
     Raises:
-        ValueError: not a mapping, unknown key, missing key, or a value of the wrong type; names the key's path.
+        ValueError: not YAML, not a mapping, unknown key, missing key, or a value of the wrong type or out of range;
+            names the key's path.
     """
     with open(path, encoding="utf-8") as stream:
-        data = yaml.safe_load(stream)
+        try:
+            data = yaml.safe_load(stream)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: {error}") from error
     return _build(DistillRecipe, data, str(path))
 
 
@@ -132,12 +179,16 @@ def _build(cls: Any, data: Any, where: str) -> Any:
         raise ValueError(f"{where}: expected a mapping, found {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    if unknown := sorted(data.keys() - fields.keys()):
+    if unknown := sorted(str(key) for key in data.keys() - fields.keys()):
         raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(fields)}")
     required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - data.keys()):
         raise ValueError(f"{where}: missing keys {', '.join(missing)}")
-    return cls(**{key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()})
+    values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()}
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -31,24 +31,33 @@ class ShortText:
 
 @dataclass(frozen=True)
 class TrainingDocument:
+    """A document and the short texts that belong to it."""
+
     id: str
     text: str
     short_texts: list[ShortText] = field(default_factory=list)
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
-    """Objects of a `.jsonl` or `.jsonl.zst` file.
+    """Objects of a `.jsonl` or `.jsonl.zst` file; blank lines are skipped.
 
     Raises:
-        ValueError: a line is not JSON; names file and line.
+        ValueError: a line is not a JSON object in UTF-8; names file and line.
     """
     with path.open("rb") as raw:
-        stream = zstandard.ZstdDecompressor().stream_reader(raw) if path.suffix == ".zst" else raw
-        for number, line in enumerate(io.TextIOWrapper(stream, "utf-8"), 1):
+        # Tools that compress in parallel write several frames one behind the other.
+        unpacked = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+        stream = io.BufferedReader(unpacked) if path.suffix == ".zst" else raw
+        for number, line in enumerate(stream, 1):
+            if not line.strip():
+                continue
             try:
-                yield json.loads(line)
-            except json.JSONDecodeError as error:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:
                 raise ValueError(f"{path}, line {number}: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
+            yield row
 
 
 def sectioned_documents(path: Path, rng: random.Random, *, headings: int, sentences: int) -> Iterator[TrainingDocument]:

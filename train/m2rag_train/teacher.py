@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
+from m2rag_train.progress import format_duration
 from m2rag_train.recipe import DistillRecipe, Source, TeacherSettings
 from m2rag_train.sources import TrainingDocument, paired_documents, sectioned_documents
 
@@ -21,13 +22,20 @@ logger = logging.getLogger(__name__)
 
 SHARD_PATTERN = "shard-*.npz"
 
+# Documents of one shard with the ids of the part that is used.
+_Group = list[tuple[TrainingDocument, np.ndarray]]
+
 
 class Teacher:
     """A BERT-like sentence encoder with mean pooling (all-MiniLM-L6-v2 and its relatives).
 
     Args:
         folder: Hugging Face folder with `tokenizer.json`; its vocabulary must be the student's.
+        device: that it runs on.
         dtype: of the weights; bf16 changes a vector by less than one part in a thousand (cosine).
+
+    Raises:
+        ValueError: the tokenizer has no [CLS] or [SEP], or more ids than the shards' 16 bits can hold.
     """
 
     def __init__(self, folder: str | Path, *, device: str = "cpu", dtype: torch.dtype = torch.bfloat16) -> None:
@@ -36,12 +44,24 @@ class Teacher:
         self.tokenizer.no_padding()
         self.model = AutoModel.from_pretrained(str(folder)).to(device, dtype).eval()
         self.device = device
-        self.cls_id = self.tokenizer.token_to_id("[CLS]")
-        self.sep_id = self.tokenizer.token_to_id("[SEP]")
+        self.cls_id, self.sep_id = self._special_id("[CLS]"), self._special_id("[SEP]")
+        if (size := self.tokenizer.get_vocab_size()) > 2**16:
+            raise ValueError(f"{folder}: the vocabulary has {size} ids, shards hold up to {2**16}")
+
+    def _special_id(self, token: str) -> int:
+        number = self.tokenizer.token_to_id(token)
+        if number is None:
+            raise ValueError(f"the teacher's tokenizer has no {token}")
+        return number
+
+    @property
+    def max_tokens(self) -> int:
+        """Longest input in tokens, without special tokens."""
+        return self.model.config.max_position_embeddings - 2
 
     @property
     def word_embeddings(self) -> torch.Tensor:
-        """(V, D)."""
+        """(V, D) fp32."""
         return self.model.get_input_embeddings().weight.detach().float()
 
     def token_ids(self, text: str) -> np.ndarray:
@@ -98,12 +118,15 @@ class Shard:
         return self.short_tokens[self.short_starts[number] : self.short_starts[number + 1]]
 
     def save(self, path: Path) -> None:
-        temporary = path.with_suffix(".tmp.npz")
+        """Write one .npz file; a file of this name is whole or absent."""
+        # A name that SHARD_PATTERN does not match, so that what an interrupted call leaves is never read.
+        temporary = path.with_name(f"unfinished-{path.name}")
         np.savez(temporary, **vars(self))
         temporary.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> Shard:
+        """Read what `save` wrote."""
         with np.load(path) as data:
             return cls(**{key: data[key] for key in data.files})
 
@@ -131,31 +154,56 @@ def load_shards(folder: Path) -> Shard:
         short_tokens=np.concatenate([s.short_tokens for s in shards]),
         short_starts=starts("short_starts"),
         short_vectors=np.concatenate([s.short_vectors for s in shards]),
-        short_document=np.concatenate([s.short_document + c for s, c in zip(shards, counts, strict=False)]),
+        short_document=np.concatenate([s.short_document + c for s, c in zip(shards, counts[:-1], strict=True)]),
         short_kind=np.concatenate([s.short_kind for s in shards]),
     )
 
 
 def build_cache(recipe: DistillRecipe, data: Path, teacher: Teacher, folder: Path) -> None:
-    """Teacher vectors of a recipe's sources, in shards; shards that exist are kept, so it resumes."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Teacher vectors of a recipe's sources, in shards; shards that exist are kept, so it resumes.
+
+    Training reads what is there: let the cache be complete before a run begins, since more shards mean other batches.
+
+    Args:
+        data: folder that the recipe's sources are relative to.
+        folder: where the shards go.
+
+    Raises:
+        ValueError: spans or short texts are longer than the teacher reads, a source is broken or gives no documents.
+    """
     settings = recipe.teacher
+    for name in ("span_tokens", "max_short_tokens"):
+        if (value := getattr(settings, name)) > teacher.max_tokens:
+            raise ValueError(f"{recipe.name}: teacher: {name} is {value}, the teacher reads {teacher.max_tokens}")
+    folder.mkdir(parents=True, exist_ok=True)
     documents = _selected_documents(recipe.sources, data, teacher, settings)
-    began, total = time.monotonic(), 0
-    for number, group in enumerate(_groups(documents, settings.shard_tokens)):
-        path = folder / f"shard-{number:03d}.npz"
-        n_tokens = sum(len(ids) for _, ids in group)
-        if path.exists():
-            continue
-        _shard(group, teacher, settings).save(path)
-        total += n_tokens
-        rate = total / (time.monotonic() - began)
-        logger.info("%s: %d documents, %d tokens (%.0f tokens/s)", path.name, len(group), n_tokens, rate)
+    groups = list(_groups(documents, settings.shard_tokens))
+    todo = [number for number in range(len(groups)) if not (folder / _shard_name(number)).exists()]
+    left = sum(_n_tokens(groups[number]) for number in todo)
+    logger.info("%d shards, %d to make (%d tokens)", len(groups), len(todo), left)
+    began, done = time.monotonic(), 0
+    for number in todo:
+        _shard(groups[number], teacher, settings).save(folder / _shard_name(number))
+        done += _n_tokens(groups[number])
+        rate = done / (time.monotonic() - began)
+        logger.info(
+            "%s: %d documents, %.0f tokens/s, %s left",
+            _shard_name(number),
+            len(groups[number]),
+            rate,
+            format_duration((left - done) / rate),
+        )
 
 
-def _selected_documents(
-    sources: list[Source], data: Path, teacher: Teacher, settings: TeacherSettings
-) -> list[tuple[TrainingDocument, np.ndarray]]:
+def _shard_name(number: int) -> str:
+    return f"shard-{number:03d}.npz"
+
+
+def _n_tokens(group: _Group) -> int:
+    return sum(len(ids) for _, ids in group)
+
+
+def _selected_documents(sources: list[Source], data: Path, teacher: Teacher, settings: TeacherSettings) -> _Group:
     """Documents drawn from each source up to its budget, cut to the longest length, shuffled over sources."""
     chosen = []
     for number, source in enumerate(sources):
@@ -180,14 +228,16 @@ def _selected_documents(
             chosen.append((document, ids))
             used += len(ids)
         logger.info("%s: %d tokens", source.documents, used)
+        if not used:
+            raise ValueError(f"{path}: no document of at least {settings.min_document_tokens} tokens")
     random.Random(settings.seed).shuffle(chosen)
     return chosen
 
 
-def _groups(
-    documents: Iterable[tuple[TrainingDocument, np.ndarray]], n_tokens: int
-) -> Iterator[list[tuple[TrainingDocument, np.ndarray]]]:
-    group, size = [], 0
+def _groups(documents: _Group, n_tokens: int) -> Iterator[_Group]:
+    """The documents in order, in groups that end with the document that fills `n_tokens`."""
+    group: _Group = []
+    size = 0
     for item in documents:
         group.append(item)
         size += len(item[1])
@@ -198,7 +248,8 @@ def _groups(
         yield group
 
 
-def _shard(group: list[tuple[TrainingDocument, np.ndarray]], teacher: Teacher, settings: TeacherSettings) -> Shard:
+def _shard(group: _Group, teacher: Teacher, settings: TeacherSettings) -> Shard:
+    """Spans and short texts of a group, encoded."""
     width = settings.span_tokens
     spans, span_counts = [], []
     short, short_document, short_kind = [], [], []
