@@ -203,7 +203,7 @@ class LongDocumentIndex:
         return isinstance(id, str) and bool(self._store.retrieve([point_id(id)]))
 
     def info(self) -> dict[str, Any]:
-        """What the index holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, created, versions."""
+        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, created, versions."""
         return _info(self._store)
 
 

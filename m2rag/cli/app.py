@@ -1,0 +1,72 @@
+"""The application: its commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import logging
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from m2rag.cli import demo, embed, evaluation, index, info, search
+from m2rag.cli.common import ERROR, INTERRUPTED, VERBOSE, note, set_up_logging
+from m2rag.errors import M2RagError
+
+logger = logging.getLogger(__name__)
+
+
+class _Commands(TyperGroup):
+    """A library error is one message and exit code 1, Ctrl-C is 130; anything else is a bug and shows itself."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except M2RagError as error:
+            # The details are for a bug report; the message alone says what to do.
+            logger.debug("details", exc_info=error)
+            note(f"Error: {error}", style="red")
+            raise typer.Exit(ERROR) from error
+        except KeyboardInterrupt as interrupt:
+            note("Stopped.")
+            raise typer.Exit(INTERRUPTED) from interrupt
+
+
+app = typer.Typer(
+    name="m2rag",
+    cls=_Commands,
+    help="Find whole long documents by meaning: one vector for each, made from all of its text.",
+    epilog="Start with: m2rag demo. Exit codes: 0 done, 1 error, 2 wrong usage, 3 some documents failed, "
+    "130 interrupted. Results go to standard output, all else to standard error.",
+    no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode="markdown",
+    pretty_exceptions_enable=False,
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from m2rag import __version__
+
+        typer.echo(f"m2rag {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+    verbose: VERBOSE = False,
+) -> None:
+    set_up_logging(verbose)
+
+
+app.command("demo", epilog="Example: m2rag demo -q 'How are wheels named?'")(demo.demo)
+app.command("embed", epilog="Example: m2rag embed --file report.pdf --on-too-long window --out report.npy")(embed.embed)
+app.command("index", epilog="Example: m2rag index ~/papers --index papers.m2rag")(index.index)
+app.command("search", epilog="Example: m2rag search 'how long may a lease run?' --index papers.m2rag -k 5")(
+    search.search
+)
+app.command("info", epilog="Example: m2rag info --index papers.m2rag")(info.info)
+app.command("eval", epilog="Example: m2rag eval tasks/qmsum tasks/textbooks --out figures.json")(evaluation.evaluate)

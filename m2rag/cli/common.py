@@ -1,0 +1,194 @@
+"""What the commands share: options, output, logging, opening a model and an index."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.padding import Padding
+from rich.text import Text
+
+from m2rag.errors import CheckpointError, IndexNotFoundError, M2RagError
+
+if TYPE_CHECKING:
+    from m2rag.embedder import M2Embedder
+    from m2rag.index import Hit, LongDocumentIndex
+
+ERROR = 1
+SOME_FAILED = 3
+INTERRUPTED = 130
+
+
+class TooLong(str, Enum):
+    """What becomes of texts longer than the model takes."""
+
+    WINDOW = "window"
+    TRUNCATE = "truncate"
+    ERROR = "error"
+
+
+class Dtype(str, Enum):
+    """Number format of the model's matrix products."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+def set_up_logging(verbose: bool) -> None:
+    """Warnings of this library, on standard error; with `verbose` its details and the warnings of others."""
+    from rich.logging import RichHandler
+
+    handler = RichHandler(console=stderr, show_time=verbose, show_path=False, markup=False)
+    logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR, handlers=[handler], force=True)
+    logging.getLogger("m2rag").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    # Documents that fail are listed at the end, with their causes.
+    logging.getLogger("m2rag.index.ingest").setLevel(logging.DEBUG if verbose else logging.ERROR)
+
+
+def _on_verbose(verbose: bool) -> bool:
+    if verbose:
+        set_up_logging(True)
+    return verbose
+
+
+VERBOSE = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Show log messages, and tracebacks of errors.", callback=_on_verbose)
+]
+MODEL = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help="Folder, weights file, bundled name or hub repository.",
+        show_default=False,
+    ),
+]
+DEVICE = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1. Default: the GPU if there is one.", show_default=False),
+]
+DTYPE = Annotated[Dtype, typer.Option("--dtype", help="Number format of matrix products; auto: bfloat16 if fast.")]
+INDEX = Annotated[Path, typer.Option("--index", "-i", metavar="DIR", help="Folder of the index.", file_okay=False)]
+AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
+
+
+class _Output(Console):
+    """A console that does not fold lines where nobody looks at a terminal."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False)
+        if not self.is_terminal:
+            self.width = 200
+
+
+stdout = _Output()
+stderr = _Output(stderr=True)
+
+
+def say(text: str | Text = "", style: str | None = None) -> None:
+    """A line of the result."""
+    stdout.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def say_indented(text: Text) -> None:
+    """Running text below a line of the result."""
+    if stdout.is_terminal:
+        stdout.print(Padding(text, (0, 0, 0, 12)))
+    else:
+        say(Text(" " * 12) + text)
+
+
+def note(text: str | Text = "", style: str | None = None) -> None:
+    """A line beside the result."""
+    stderr.print(text, style=style, markup=False, soft_wrap=True)
+
+
+def say_json(data: Any, *, indent: int | None = 2) -> None:
+    """JSON on standard output; letters beyond its encoding as escapes."""
+    text = json.dumps(data, indent=indent, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(data, indent=indent)
+    typer.echo(text)
+
+
+def plural(n: int, what: str) -> str:
+    """1 document, 2 documents."""
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def load_embedder(
+    model: str | None, *, device: str | None = None, dtype: Dtype = Dtype.AUTO, **options: Any
+) -> M2Embedder:
+    """The embedder the options ask for; a wrong option is a usage error."""
+    with stderr.status("Loading the model"):
+        from m2rag.embedder import M2Embedder
+
+        _check_device(device)
+        try:
+            return M2Embedder(model, device=device, dtype=dtype.value, **options)
+        except M2RagError:
+            raise
+        except ValueError as error:
+            raise typer.BadParameter(str(error)) from error
+
+
+def _check_device(device: str | None) -> None:
+    if device is None:
+        return
+    import torch
+
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise typer.BadParameter(f"{device!r} is no device: give cpu, cuda or cuda:1") from error
+    there = torch.cuda.device_count()
+    if wanted.type == "cuda" and (wanted.index or 0) >= there:
+        raise typer.BadParameter(f"{device!r} is not there: torch sees {plural(there, 'CUDA device')}")
+
+
+def open_index(
+    folder: Path, model: str | None, *, device: str | None, dtype: Dtype, create: bool = False
+) -> LongDocumentIndex:
+    """Open an index with the model given, else the one it was built with, else the bundled one.
+
+    A missing index, or one in use, is told before a model is loaded.
+    """
+    from m2rag.index import LongDocumentIndex
+    from m2rag.stores import VectorStore, open_store
+
+    store: VectorStore | None = None
+    try:
+        store = open_store(folder)
+    except IndexNotFoundError as error:
+        if not create:
+            raise IndexNotFoundError(f"{error}: make one with m2rag index PATHS --index {folder}") from error
+    remembered = store.manifest.model if store is not None else None
+    try:
+        embedder = load_embedder(model or remembered, device=device, dtype=dtype)
+        return LongDocumentIndex(folder if store is None else store, embedder)
+    except BaseException as error:
+        if store is not None:
+            store.close()
+        if isinstance(error, CheckpointError) and remembered and not model:
+            raise CheckpointError(
+                f"the index at {folder} was built with the model {remembered}, which cannot be loaded: {error}. "
+                "If it was moved, say where to with --model"
+            ) from error
+        raise
+
+
+def hit_as_json(hit: Hit) -> dict[str, Any]:
+    """All of a hit, ready for JSON."""
+    from dataclasses import asdict
+
+    return asdict(hit)

@@ -1,0 +1,155 @@
+"""`m2rag index`: files and folders into an index."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from m2rag.cli.common import (
+    AS_JSON,
+    DEVICE,
+    DTYPE,
+    INDEX,
+    INTERRUPTED,
+    MODEL,
+    SOME_FAILED,
+    VERBOSE,
+    Dtype,
+    TooLong,
+    note,
+    open_index,
+    plural,
+    say,
+    say_json,
+    stderr,
+)
+
+if TYPE_CHECKING:
+    from m2rag.index import AddProgress, AddReport, Document
+    from m2rag.index.sources import Source
+
+_LISTED = 20  # failures shown; --json has all
+
+
+def index(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="PATHS...",
+            help="Files and folders (.txt .md .rst .html .pdf); - for one text on standard input.",
+            exists=True,
+            readable=False,
+            allow_dash=True,
+        ),
+    ],
+    index: INDEX,
+    model: MODEL = None,
+    on_too_long: Annotated[
+        TooLong, typer.Option("--on-too-long", help="Texts longer than the model takes: windows, a cut, or a failure.")
+    ] = TooLong.WINDOW,
+    name: Annotated[str, typer.Option("--name", help="Id of the text on standard input.")] = "stdin",
+    device: DEVICE = None,
+    dtype: DTYPE = Dtype.AUTO,
+    as_json: AS_JSON = False,
+    verbose: VERBOSE = False,
+) -> None:
+    """Index whole documents; run it again to add, replace what changed, and leave the rest alone.
+
+    Without --model an existing index is opened with the model it was built with. Interrupted, it loses nothing that
+    was stored: the same command goes on. Exit code 3: some documents failed, the others are indexed.
+
+    JSON: {index, documents, added, replaced, unchanged, failed: [{id, error, message}], skipped: [path], n_tokens,
+    seconds}.
+    """
+    from m2rag.index.sources import plan
+
+    sources: list[Source] = [_standard_input(name) if str(path) == "-" else path for path in paths]
+    plan(sources, [])  # a folder without documents is told before a model is loaded or an index made
+    with open_index(index, model, device=device, dtype=dtype, create=True) as opened:
+        try:
+            with index_progress() as show:
+                report = opened.add(sources, on_too_long=on_too_long.value, progress=show)
+        except KeyboardInterrupt as interrupt:
+            note(
+                f"Stopped. {plural(len(opened), 'document')} safe in {index}: run the same command again to go on "
+                "from there."
+            )
+            raise typer.Exit(INTERRUPTED) from interrupt
+        documents = len(opened)
+    if as_json:
+        say_json({"index": str(index), "documents": documents, **report_as_json(report)})
+    else:
+        _show(report, index, documents)
+    if report.failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+def report_as_json(report: AddReport) -> dict[str, Any]:
+    """An `AddReport`, ready for JSON."""
+    failed = [{"id": f.id, "error": type(f.cause).__name__, "message": str(f.cause)} for f in report.failed]
+    return {**vars(report), "failed": failed, "seconds": round(report.seconds, 3)}
+
+
+@contextmanager
+def index_progress() -> Iterator[Callable[[AddProgress], None]]:
+    """A bar on standard error, fed by the progress of `LongDocumentIndex.add`; nothing where there is no terminal."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("Indexing"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    )
+    with Progress(*columns, console=stderr, disable=not stderr.is_terminal, transient=True) as bar:
+        task = bar.add_task("", total=None, rate="")
+
+        def show(state: AddProgress) -> None:
+            rate = rates(state.done, state.tokens, state.seconds)
+            bar.update(task, completed=state.done, total=state.total, rate=rate, description=state.current[-40:])
+
+        yield show
+
+
+def rates(documents: int, tokens: int, seconds: float) -> str:
+    """Documents and tokens per second."""
+    seconds = max(seconds, 1e-3)
+    return f"{documents / seconds:,.1f} docs/s, {tokens / seconds:,.0f} tokens/s"
+
+
+def _standard_input(name: str) -> Document:
+    from m2rag.index import Document
+    from m2rag.index.readers import decode_text
+
+    return Document(name, decode_text(sys.stdin.buffer.read(), Path("standard input")), title=name)
+
+
+def _show(report: AddReport, index: Path, documents: int) -> None:
+    parts = [f"{report.added:,} added", f"{report.replaced:,} replaced", f"{report.unchanged:,} unchanged"]
+    if report.failed:
+        parts.append(f"{len(report.failed):,} failed")
+    say(f"{index}: {plural(documents, 'document')} ({', '.join(parts)})")
+    new = report.added + report.replaced
+    if new:
+        say(
+            f"Embedded {plural(report.n_tokens, 'token')} of {plural(new, 'document')} in {report.seconds:,.1f} s "
+            f"({rates(new, report.n_tokens, report.seconds)})"
+        )
+    elif report.unchanged:
+        say("Nothing was embedded: no document has changed.")
+    if report.skipped:
+        say(f"Passed over {plural(len(report.skipped), 'file')} of other kinds, such as {report.skipped[0]}")
+    for failure in report.failed[:_LISTED]:
+        note(f"Failed: {failure.id}: {failure.cause}", style="red")
+    if len(report.failed) > _LISTED:
+        note(f"... and {len(report.failed) - _LISTED:,} more; --json lists all", style="red")
+    if documents:
+        say(f'Search it: m2rag search "your question" --index {shlex.quote(str(index))}')

@@ -1,0 +1,101 @@
+"""`m2rag search`: the documents nearest to a question, with their best passages."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.text import Text
+
+from m2rag.cli.common import (
+    AS_JSON,
+    DEVICE,
+    DTYPE,
+    INDEX,
+    MODEL,
+    VERBOSE,
+    Dtype,
+    hit_as_json,
+    open_index,
+    plural,
+    say,
+    say_indented,
+    say_json,
+)
+from m2rag.cli.snippets import snippet
+
+if TYPE_CHECKING:
+    from m2rag.index import Hit
+
+_WIDTH = 320  # characters of a passage that are shown
+
+
+def search(
+    query: Annotated[str, typer.Argument(metavar="QUERY", help="What you look for, in any words.", show_default=False)],
+    index: INDEX,
+    k: Annotated[int, typer.Option("-k", help="How many documents.", min=1)] = 10,
+    filter: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            "-f",
+            metavar="FIELD=VALUE",
+            help="Only documents whose metadata has this value; may be repeated. Numbers, true and false are read as "
+            "such, unless quoted: year='\"2020\"'.",
+            show_default=False,
+        ),
+    ] = None,
+    passages: Annotated[bool, typer.Option("--passages/--no-passages", help="Show the passages that fit best.")] = True,
+    model: MODEL = None,
+    device: DEVICE = None,
+    dtype: DTYPE = Dtype.AUTO,
+    as_json: AS_JSON = False,
+    verbose: VERBOSE = False,
+) -> None:
+    """Find documents by meaning, best first.
+
+    The index is opened with the model it was built with, unless --model says otherwise.
+
+    JSON: {query, index, hits: [{id, score, title, passages: [{text, start, end, score}], metadata, n_tokens,
+    n_windows, truncated}]}; score: cosine; start and end: characters of the document's text.
+    """
+    conditions = dict(_condition(item) for item in filter or [])
+    with open_index(index, model, device=device, dtype=dtype) as opened:
+        hits = opened.search(query, k, filter=conditions or None, passages=passages)
+        documents = len(opened)
+    if as_json:
+        say_json({"query": query, "index": str(index), "hits": [hit_as_json(hit) for hit in hits]})
+        return
+    for rank, hit in enumerate(hits, start=1):
+        show_hit(rank, hit, query)
+    if not hits:
+        say(f"Nothing found among {plural(documents, 'document')}{' with this filter' if conditions else ''}.")
+
+
+def show_hit(rank: int, hit: Hit, query: str, *, mark: str = "", width: int = _WIDTH) -> None:
+    """Rank, score, title and what was done to the document; below it the best passage."""
+    line = Text(f"{rank:>3}  {hit.score:.3f}  ")
+    line.append(hit.title or hit.id, style="bold")
+    line.append(f"  {hit.id}  " if hit.title and hit.title != hit.id else "  ", style="cyan")
+    detail = plural(hit.n_tokens, "token")
+    if hit.n_windows > 1:
+        detail += f", {hit.n_windows} windows"
+    if hit.truncated:
+        detail += ", cut"
+    line.append(detail, style="dim")
+    line.append(mark)
+    say(line)
+    if hit.passages:
+        say_indented(snippet(hit.passages[0].text, query, width))
+
+
+def _condition(item: str) -> tuple[str, Any]:
+    field, equals, value = item.partition("=")
+    if not equals or not field:
+        raise typer.BadParameter(f"{item!r} is not of the form field=value", param_hint="--filter")
+    try:
+        parsed = json.loads(value)
+    except ValueError:
+        return field, value
+    return field, parsed if isinstance(parsed, (str, int, float, bool)) else value
