@@ -150,6 +150,9 @@ class LongConvFilter(nn.Module):
 class HyenaFilter(LongConvFilter):
     """The published filter: complex-exponential features, exponential decay. Positions `z` are trained."""
 
+    t: torch.Tensor
+    deltas: torch.Tensor
+
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__(config)
         self.emb_dim, self.width = config.hyena_emb_dim, config.hidden_size
@@ -212,6 +215,15 @@ class MultiscaleFilter(LongConvFilter):
         return torch.logspace(math.log10(2), math.log10(self.l_max), self.width, device=self.skip.device)
 
 
+class ShortConv(nn.Conv1d):
+    """Depthwise convolution with 3 taps; holds the weights that `m2rag_kernels.short_conv` computes with."""
+
+    bias: nn.Parameter
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels, kernel_size=3, groups=channels, padding=2)
+
+
 class M2BertMixer(nn.Module):
     """Sequence mixing (B, L, D) -> (B, L, D): projections, short convolution, gated long convolution, and a second
     long convolution of the input itself as the residual path."""
@@ -223,7 +235,7 @@ class M2BertMixer(nn.Module):
         self.norm = nn.LayerNorm(width) if config.hyena_training_additions else None
         self.dropout = nn.Dropout(config.hidden_dropout_prob if config.hyena_training_additions else 0.0)
         self.in_proj = nn.Linear(width, 3 * width)
-        self.short_conv = nn.Conv1d(3 * width, 3 * width, kernel_size=3, groups=3 * width, padding=2)
+        self.short_conv = ShortConv(3 * width)
         self.filter = filter_class(config)
         self.residual_filter = filter_class(config) if config.residual_long_conv else None
         self.out_proj = nn.Linear(width, width)
@@ -241,11 +253,11 @@ class M2BertMixer(nn.Module):
             u = torch.where(mask[..., None], u, 0.0)
         weight, bias = self.short_conv.weight, self.short_conv.bias
         v, gate = short_conv(self.in_proj(u), weight, bias, mask, kernels="naive")
-        taps = self.filter(length)
-        y = long_conv(self.dropout(v), *taps, self.filter.skip, gate, kernels="naive")
+        left, right = self.filter(length)
+        y = long_conv(self.dropout(v), left, right, self.filter.skip, gate, kernels="naive")
         if self.residual_filter is not None:
-            taps = self.residual_filter(length)
-            y = y + long_conv(u.transpose(1, 2), *taps, self.residual_filter.skip, kernels="naive")
+            left, right = self.residual_filter(length)
+            y = y + long_conv(u.transpose(1, 2), left, right, self.residual_filter.skip, kernels="naive")
         return self.out_proj(self.dropout(y.transpose(1, 2)))
 
     def _forward_cpu(self, u: torch.Tensor, mask: torch.Tensor | None, workspace: Workspace) -> torch.Tensor:
@@ -286,7 +298,8 @@ class M2BertMLP(nn.Module):
         self.dropout = config.hidden_dropout_prob
 
     def forward(self, x: torch.Tensor, workspace: Workspace | None = None) -> torch.Tensor:
-        w_in, w_out = self.gate_proj.weight, self.out_proj.weight
+        w_in: torch.Tensor = self.gate_proj.weight
+        w_out: torch.Tensor = self.out_proj.weight
         if workspace is not None:
             w_in, w_out = workspace.cast(w_in), workspace.cast(w_out)
         return blockdiag_glu(
@@ -423,7 +436,7 @@ class M2BertModel(M2BertPreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.embeddings.word_embeddings
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: nn.Embedding) -> None:
         self.embeddings.word_embeddings = value
 
     def forward(
@@ -519,7 +532,7 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
     def get_output_embeddings(self) -> nn.Module:
         return self.head.decoder
 
-    def set_output_embeddings(self, value: nn.Module) -> None:
+    def set_output_embeddings(self, value: nn.Linear) -> None:
         self.head.decoder = value
 
     def forward(
