@@ -25,7 +25,7 @@ def cut(text: str, passage_tokens: int) -> list[str]:
     return [text[a:b] for a, b in zip(starts, ends, strict=True)]
 
 
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=120)
 @given(text=TEXTS, passage_tokens=st.integers(1, 40), max_tokens=st.integers(10, 64))
 def test_passages_hold_the_document_in_order(text: str, passage_tokens: int, max_tokens: int) -> None:
     """Nothing but white space is left out, nothing is there twice, and no passage is empty, windows or not."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -358,6 +359,28 @@ def test_threads_at_once() -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_forward_passes_follow_one_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two at once would need twice the memory."""
+    model = tiny_model()
+    forward, inside, most = model.forward, [0], [0]
+
+    def watched(*args: Any) -> Any:
+        inside[0] += 1
+        most[0] = max(most[0], inside[0])
+        time.sleep(0.02)
+        inside[0] -= 1
+        return forward(*args)
+
+    monkeypatch.setattr(model, "forward", watched)
+    ours = embedder(model)
+    threads = [threading.Thread(target=ours.embed_query, args=("cat",)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1]
 
 
 def test_async_calls_at_once_leave_the_loop_free() -> None:
