@@ -172,14 +172,14 @@ def test_student_begins_near_the_identity(make_recipe: MakeRecipe, teacher: Teac
         output = model(ids).last_hidden_state[0]
     expected = nn.functional.layer_norm(teacher.word_embeddings[ids[0]], (WIDTH,))
     cosines = nn.functional.cosine_similarity(output, expected)
-    assert cosines.min() > 0.5 and cosines.mean() > 0.9
+    assert cosines.min() > 0.95
     # Without the identity, layers of random weights leave nothing of the input.
     torch.manual_seed(0)
     random_model = type(model)(recipe.model_config()).eval()
     random_model.embeddings.load_state_dict(model.embeddings.state_dict())
     with torch.no_grad():
         random_output = random_model(ids).last_hidden_state[0]
-    assert nn.functional.cosine_similarity(random_output, expected).mean() < cosines.mean() - 0.05
+    assert nn.functional.cosine_similarity(random_output, expected).mean() < 0.3
 
 
 def test_student_is_the_same_for_the_same_seed(recipe: DistillRecipe, teacher: Teacher) -> None:
@@ -403,7 +403,7 @@ def test_killed_run_resumes_from_its_last_save(
     torch.save(teacher.word_embeddings, vectors)
     process = subprocess.Popen([sys.executable, "-c", KILLED, *map(str, (path, run_folder, reached, vectors))])
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not reached.exists():
             assert process.poll() is None, "the run ended by itself"
             assert time.monotonic() < deadline

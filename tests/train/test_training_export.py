@@ -1,0 +1,145 @@
+"""The exported folder: three loaders that know nothing of each other, one vector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_models import sentence, tiny_model
+from tiny_training import MakeRecipe
+
+from m2rag import M2Embedder
+from m2rag.errors import NonFiniteError
+from m2rag.models import M2BertModel
+from m2rag_train.export import export, save_embedder
+from m2rag_train.recipe import DistillRecipe
+
+TEXTS = ["one short text", sentence(200), "Ünïcode, punctuation; and (brackets)!", "a"]
+
+
+def wide_model() -> M2BertModel:
+    """Vectors of the tiny model's usual weights are nearly equal; these differ from text to text."""
+    model = tiny_model(pooling="mean")
+    with torch.no_grad():
+        model.embeddings.word_embeddings.weight.mul_(50)
+    return model
+
+
+@pytest.fixture(scope="module")
+def model() -> M2BertModel:
+    return wide_model()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory, model: M2BertModel) -> Path:
+    return save_embedder(model, tmp_path_factory.mktemp("export") / "model")
+
+
+@pytest.fixture(scope="module")
+def vectors(exported: Path) -> np.ndarray:
+    return M2Embedder(exported).embed_documents(TEXTS).vectors
+
+
+def test_embedder_loads_it(vectors: np.ndarray, model: M2BertModel, exported: Path) -> None:
+    embedder = M2Embedder(exported)
+    assert (embedder.dimension, embedder.max_tokens) == (32, 256)
+    assert np.abs(np.linalg.norm(vectors, axis=1) - 1).max() < 1e-5
+    similarity = vectors @ vectors.T - 2 * np.eye(len(TEXTS))
+    assert similarity.max() < 0.98, "texts too alike to tell vectors apart"
+
+
+def test_stored_halves_stay_near_the_model(vectors: np.ndarray, model: M2BertModel, tmp_path: Path) -> None:
+    whole = save_embedder(model, tmp_path, dtype=torch.float32)
+    expected = M2Embedder(whole).embed_documents(TEXTS).vectors
+    difference = np.abs(vectors - expected).max()
+    assert 0 < difference < 5e-3
+
+
+def test_auto_model_gives_the_same_vectors(exported: Path, vectors: np.ndarray) -> None:
+    from transformers import AutoModel, AutoTokenizer
+
+    model, tokenizer = AutoModel.from_pretrained(exported).eval(), AutoTokenizer.from_pretrained(exported)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    with torch.no_grad():
+        output = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).pooler_output
+    np.testing.assert_allclose(torch.nn.functional.normalize(output, dim=-1).numpy(), vectors, atol=1e-5)
+
+
+def test_sentence_transformer_gives_the_same_vectors(exported: Path, vectors: np.ndarray) -> None:
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(exported), device="cpu")  # without trust_remote_code
+    np.testing.assert_allclose(model.encode(TEXTS), vectors, atol=1e-5)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert model.max_seq_length == 256
+    assert model.get_embedding_dimension() == 32
+
+
+def test_nothing_in_it_is_code(exported: Path) -> None:
+    files = sorted(str(path.relative_to(exported)) for path in exported.rglob("*") if path.is_file())
+    assert {Path(name).suffix for name in files} == {".json", ".safetensors"}, files
+    assert "auto_map" not in json.loads((exported / "config.json").read_text(encoding="utf-8"))
+
+
+def test_weights_take_two_bytes_each(exported: Path, model: M2BertModel) -> None:
+    n_weights = sum(value.numel() for value in model.state_dict().values())
+    size = (exported / "model.safetensors").stat().st_size
+    assert 2 * n_weights < size < 2 * n_weights + 10_000
+
+
+def test_others_can_read_it(exported: Path) -> None:
+    assert (exported / "model.safetensors").stat().st_mode & 0o777 == 0o644
+
+
+def test_export_twice_gives_the_same_bytes(exported: Path, tmp_path: Path, model: M2BertModel) -> None:
+    again = save_embedder(model, tmp_path)
+    save_embedder(model, tmp_path)  # over what is there
+    for path in exported.rglob("*"):
+        if path.is_file():
+            assert (again / path.relative_to(exported)).read_bytes() == path.read_bytes(), path.name
+
+
+@pytest.mark.parametrize("pooling", ["cls_tanh", "mean_tanh"])
+def test_other_poolings_are_refused(pooling: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"pooling is '{pooling}'; only 'mean'"):
+        save_embedder(tiny_model(pooling=pooling), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_smaller_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="100 word embeddings, the tokenizer 30522 ids"):
+        save_embedder(tiny_model(vocab_size=100), tmp_path / "out")
+
+
+def test_weights_out_of_range_are_refused(tmp_path: Path) -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        model.layers[0].mixer.out_proj.bias[3] = 1e5  # halves end at 65,504
+    with pytest.raises(NonFiniteError, match=r"layers\.0\.mixer\.out_proj\.bias: not finite as torch\.float16"):
+        save_embedder(model, tmp_path / "out")
+    assert save_embedder(model, tmp_path / "out", dtype=torch.bfloat16).exists()
+
+
+@pytest.fixture
+def recipe(make_recipe: MakeRecipe, model: M2BertModel) -> DistillRecipe:
+    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "long_conv_l_max", "filter")
+    keys += ("max_position_embeddings", "hyena_filter_order", "use_positional_encodings", "padding", "pooling")
+    return make_recipe(model={key: getattr(model.config, key) for key in keys})
+
+
+def test_export_takes_the_saved_state(
+    recipe: DistillRecipe, model: M2BertModel, exported: Path, tmp_path: Path
+) -> None:
+    torch.save({"step": 1, "model": model.state_dict()}, tmp_path / "state.pt")
+    out = export(recipe, tmp_path, tmp_path / "out")
+    assert (out / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
+    assert M2Embedder(out).fingerprint == M2Embedder(exported).fingerprint
+
+
+def test_export_without_a_saved_state_says_what_to_do(recipe: DistillRecipe, tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"state\.pt: no saved state; train first \(python -m m2rag_train"):
+        export(recipe, tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
