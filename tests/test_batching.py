@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from m2rag.batching import BatchRule, plan_batches, plan_windows
@@ -14,6 +14,7 @@ RULES = st.one_of(
 )
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, budget=st.integers(1, 20_000), rule=RULES)
 def test_every_input_once_and_no_batch_over_budget(lengths: list[int], budget: int, rule: BatchRule) -> None:
     batches = plan_batches(lengths, budget, rule)
@@ -22,12 +23,14 @@ def test_every_input_once_and_no_batch_over_budget(lengths: list[int], budget: i
         assert len(batch) == 1 or rule.cost(max(lengths[i] for i in batch), len(batch)) <= budget
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, budget=st.integers(1, 20_000), rule=RULES)
 def test_longest_first(lengths: list[int], budget: int, rule: BatchRule) -> None:
     order = [lengths[i] for batch in plan_batches(lengths, budget, rule) for i in batch]
     assert order == sorted(lengths, reverse=True)
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, budget=st.integers(1, 20_000))
 def test_little_padding(lengths: list[int], budget: int) -> None:
     """No input is padded by more than a third of its length, short ones apart."""
@@ -36,6 +39,7 @@ def test_little_padding(lengths: list[int], budget: int) -> None:
         assert all(longest <= max(lengths[i], 64) / 0.75 for i in batch)
 
 
+@settings(deadline=None)
 @given(lengths=LENGTHS, budget=st.integers(1, 20_000))
 def test_equal_lengths_share_a_batch_only(lengths: list[int], budget: int) -> None:
     for batch in plan_batches(lengths, budget, BatchRule(equal_lengths=True)):
@@ -58,6 +62,7 @@ def test_a_budget_of_nothing_is_refused(budget: int) -> None:
         plan_batches([1], budget)
 
 
+@settings(deadline=None)
 @given(n=st.integers(1, 3000), size=st.integers(1, 400), data=st.data())
 def test_windows_cover_everything(n: int, size: int, data: st.DataObject) -> None:
     overlap = data.draw(st.integers(0, size - 1))
