@@ -43,9 +43,7 @@ def index(
         typer.Argument(
             metavar="PATHS...",
             help="Files and folders (.txt .md .rst .html .pdf); - for one text on standard input.",
-            exists=True,
-            readable=False,
-            allow_dash=True,
+            show_default=False,
         ),
     ],
     index: INDEX,
@@ -69,6 +67,9 @@ def index(
     """
     from m2rag.index.sources import plan
 
+    for path in paths:
+        if str(path) != "-" and not path.exists():
+            raise typer.BadParameter(f"{path} does not exist", param_hint="PATHS")
     sources: list[Source] = [_standard_input(name) if str(path) == "-" else path for path in paths]
     plan(sources, [])  # a folder without documents is told before a model is loaded or an index made
     with open_index(index, model, device=device, dtype=dtype, create=True) as opened:

@@ -1,0 +1,122 @@
+"""The command as a process: quick help, clean streams, exit codes; and the snippets it shows."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from m2rag import __version__
+from m2rag.cli.app import app
+from m2rag.cli.snippets import snippet
+from m2rag.errors import MissingDependencyError
+
+COMMANDS = ("demo", "embed", "index", "search", "info", "eval")
+
+
+def process(*args: object, code: str | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, *(("-c", code) if code else ("-m", "m2rag")), *map(str, args)]
+    return subprocess.run(command, capture_output=True, env={**os.environ, **environment}, timeout=120)
+
+
+def test_help_names_the_commands_and_loads_nothing_heavy() -> None:
+    heavy = "torch", "transformers", "qdrant_edge", "numpy"
+    code = f"""
+import sys
+from m2rag.cli import main
+sys.argv = ["m2rag", "--help"]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+loaded = [name for name in {heavy} if name in sys.modules]
+assert not loaded, loaded
+"""
+    told = process(code=code)
+    assert told.returncode == 0, told.stderr
+    assert all(f" {command} ".encode() in told.stdout for command in COMMANDS)
+
+
+def test_info_of_an_index_needs_no_torch(built: Path) -> None:
+    code = f"""
+import sys
+from m2rag.cli import main
+sys.argv = ["m2rag", "info", "-i", {str(built)!r}]
+try:
+    main()
+except SystemExit as end:
+    assert end.code == 0
+assert "torch" not in sys.modules
+"""
+    told = process(code=code)
+    assert told.returncode == 0, told.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(run, command: str) -> None:
+    told: Result = run(command, "-h")
+    assert told.exit_code == 0 and f"Example: m2rag {command} " in told.stdout
+
+
+def test_version(run) -> None:
+    assert run("--version").stdout == f"m2rag {__version__}\n"
+
+
+def test_wrong_usage(run) -> None:
+    assert run("serach").exit_code == 2
+    assert run("search", "--nonsense").exit_code == 2
+
+
+def test_real_processes_end_with_the_documented_codes(built: Path, tmp_path: Path) -> None:
+    missing = process("search", "cats", "-i", tmp_path / "nowhere")
+    assert missing.returncode == 1 and missing.stdout == b""
+    assert missing.stderr.startswith(b"Error: there is no index") and missing.stderr.count(b"\n") == 1
+    assert process("search").returncode == 2
+
+
+def test_letters_that_the_terminal_lacks(run, data, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("# Les élèves ✓\n\nUn été à la mer.", encoding="utf-8")
+    run("index", tmp_path / "docs", "-i", tmp_path / "index", "-m", model)
+    shown = process("search", "mer", "-i", tmp_path / "index", PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0 and b"Les ?l?ves ?" in shown.stdout, shown.stderr
+    escaped = CliRunner(charset="ascii").invoke(app, ["search", "mer", "-i", str(tmp_path / "index"), "--json"])
+    assert "Les \\u00e9l\\u00e8ves \\u2713" in escaped.stdout
+    assert data(run("search", "mer", "-i", tmp_path / "index", "--json"))["hits"][0]["title"] == "Les élèves ✓"
+
+
+def test_brackets_in_messages_are_kept(run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: object) -> None:
+        raise MissingDependencyError("not installed: pip install 'm2rag[eval]'")
+
+    monkeypatch.setattr("m2rag.evaluation.evaluate_tasks", lacking)
+    told = run("eval", tmp_path, "-m", model)
+    assert told.exit_code == 1 and "pip install 'm2rag[eval]'" in told.stderr
+
+
+def test_interrupt_anywhere(run, monkeypatch: pytest.MonkeyPatch, built: Path) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("m2rag.index.read_info", interrupted)
+    told = run("info", "-i", built)
+    assert told.exit_code == 130 and "Stopped." in told.stderr
+
+
+TEXT = "First comes an opening.   A second one\nfollows it. The wheels are named by tags! Nobody reads the end. Never."
+
+
+def test_snippet_is_about_the_query_with_its_words_in_bold() -> None:
+    shown = snippet(TEXT, "How is a wheel named?", 55)
+    assert shown.plain == "… The wheels are named by tags! Nobody reads the end. …"
+    assert {shown.plain[span.start : span.end] for span in shown.spans} == {"wheels", "named"}
+
+
+def test_snippet_of_short_long_and_unrelated_text() -> None:
+    assert snippet(TEXT, "zebra", 1000).plain == " ".join(TEXT.split())
+    assert snippet("word " * 100, "zebra", 20).plain == "word word word word …"
+    assert snippet("x" * 100, "zebra", 20).plain == "x" * 20 + " …"

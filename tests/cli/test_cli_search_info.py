@@ -1,0 +1,104 @@
+"""`m2rag search` and `m2rag info`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny_models import saved
+
+from m2rag import LongDocumentIndex, M2Embedder
+
+
+def test_search_shows_the_documents_and_their_passages(run, built: Path) -> None:
+    told = run("search", "old houses near rivers", "-i", built, "-k", "2")
+    assert told.exit_code == 0
+    assert [line.split()[0] for line in told.stdout.splitlines() if line[:3].strip()] == ["1", "2"]
+    assert run("search", "rivers", "-i", built, "--no-passages").stdout.count("\n") == 3
+
+
+def test_search_as_json_is_what_the_library_finds(run, data, built: Path, model: Path) -> None:
+    told = data(run("search", "the cat sat", "-i", built, "--json", "--dtype", "float32"))
+    with LongDocumentIndex(built, M2Embedder(model)) as index:
+        hits = index.search("the cat sat")
+    assert told["query"] == "the cat sat" and [hit["id"] for hit in told["hits"]] == [hit.id for hit in hits]
+    for found, hit in zip(told["hits"], hits, strict=True):
+        assert found["score"] == pytest.approx(hit.score, abs=1e-5)
+        assert (found["title"], found["n_tokens"], found["n_windows"]) == (hit.title, hit.n_tokens, hit.n_windows)
+        assert [passage["text"] for passage in found["passages"]] == [passage.text for passage in hit.passages]
+    bare = data(run("search", "the cat sat", "-i", built, "--json", "--no-passages"))
+    assert all(hit["passages"] == [] for hit in bare["hits"])
+
+
+def test_filter(run, data, built: Path) -> None:
+    kinds = data(run("search", "cats", "-i", built, "--json", "-f", "suffix=.md"))["hits"]
+    assert [hit["id"] for hit in kinds] == ["rivers.md"]
+    size = kinds[0]["metadata"]["size"]  # a number, so size=123 must be read as one
+    assert (
+        len(data(run("search", "cats", "-i", built, "--json", "-f", f"size={size}", "-f", "suffix=.md"))["hits"]) == 1
+    )
+    none = run("search", "cats", "-i", built, "-f", f'size="{size}"')
+    assert none.exit_code == 0 and "Nothing found among 3 documents with this filter" in none.stdout
+
+
+def test_search_errors(run, built: Path, other_model: Path, tmp_path: Path) -> None:
+    missing = run("search", "cats", "-i", tmp_path / "nowhere", "-m", "nowhere")
+    assert missing.exit_code == 1 and "there is no index" in missing.stderr and "m2rag index" in missing.stderr
+    assert not (tmp_path / "nowhere").exists()
+    other = run("search", "cats", "-i", built, "-m", other_model)
+    assert other.exit_code == 1 and "was built with" in other.stderr and "Traceback" not in other.stderr
+    assert run("search", " ", "-i", built).exit_code == 1
+    assert run("search", "cats", "-i", built, "-f", "suffix").exit_code == 2
+    assert run("search", "cats", "-i", built, "-k", "0").exit_code == 2
+    assert run("search", "cats").exit_code == 2
+
+
+def test_traceback_only_when_asked_for(run, tmp_path: Path) -> None:
+    assert "Traceback" in run("-v", "search", "cats", "-i", tmp_path / "nowhere").stderr
+    assert "Traceback" in run("search", "-v", "cats", "-i", tmp_path / "nowhere").stderr
+
+
+def test_index_whose_model_has_moved(run, data, tmp_path: Path) -> None:
+    here = saved(tmp_path / "here")
+    run("index", "-", "-i", tmp_path / "index", "-m", here, input="About cats.")
+    shutil.move(here, tmp_path / "there")
+    told = run("search", "cats", "-i", tmp_path / "index")
+    assert told.exit_code == 1 and str(here) in told.stderr and "--model" in told.stderr
+    moved = run("search", "cats", "-i", tmp_path / "index", "-m", tmp_path / "there", "--json")
+    assert len(data(moved)["hits"]) == 1
+
+
+def test_index_in_use_is_told_before_a_model_is_loaded(run, built: Path, model: Path) -> None:
+    with LongDocumentIndex(built, M2Embedder(model)):
+        told = run("search", "cats", "-i", built, "-m", "nowhere")
+    assert told.exit_code == 1 and "is open in" in told.stderr
+
+
+def test_info_of_an_index(run, data, built: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def loads(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    embedder = M2Embedder(model)
+    monkeypatch.setattr("m2rag.embedder.M2Embedder.__init__", loads)
+    facts = data(run("info", "-i", built, "--json"))
+    assert (facts["documents"], facts["dimension"], facts["model"]) == (3, 32, str(model))
+    assert facts["fingerprint"] == embedder.fingerprint
+    shown = run("info", "-i", built).stdout
+    assert embedder.fingerprint in shown and "documents" in shown
+
+
+def test_info_of_a_model(run, data, model: Path) -> None:
+    facts = data(run("info", "-m", model, "--json"))
+    assert (facts["dimension"], facts["max_tokens"]) == (32, 256)
+
+
+def test_info_errors(run, built: Path, model: Path, tmp_path: Path) -> None:
+    assert run("info").exit_code == 2
+    assert run("info", "-i", built, "-m", model).exit_code == 2
+    assert run("info", "-i", tmp_path).exit_code == 1
+    unknown = run("info", "-m", tmp_path / "nowhere", "--json")
+    assert unknown.exit_code == 1 and "no checkpoint" in unknown.stderr and unknown.stdout == ""
+    not_a_model = run("info", "-m", tmp_path)
+    assert not_a_model.exit_code == 1 and "Traceback" not in not_a_model.stderr
+    assert run("info", "-m", model, "--device", "toaster").exit_code == 2
