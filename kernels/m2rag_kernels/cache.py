@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import threading
 import weakref
 from collections import OrderedDict
@@ -11,6 +13,9 @@ from typing import NamedTuple
 import torch
 
 DEFAULT_SPECTRA_BYTES = 384 * 2**20
+
+# Just below the largest block (32 MiB) that glibc's allocator keeps for itself instead of giving it back when freed.
+_HEAP_BLOCK_BYTES = 31 * 2**20
 
 
 class _Stamp(NamedTuple):
@@ -124,6 +129,21 @@ class DerivedCache:
             self._nbytes -= entry.nbytes
 
 
+class Scratch:
+    """Buffers that are overwritten again and again: fresh memory of many megabytes costs more than filling it."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype], torch.Tensor] = {}
+
+    def take(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A contiguous tensor whose content is undefined; valid until the name is taken again."""
+        size = math.prod(shape)
+        buffer = self._buffers.get((name, dtype))
+        if buffer is None or buffer.numel() < size:
+            buffer = self._buffers[name, dtype] = torch.empty(size, dtype=dtype)
+        return buffer[:size].view(*shape)
+
+
 class Workspace:
     """What the cpu path of one model computes in and what it keeps between calls.
 
@@ -144,6 +164,16 @@ class Workspace:
         self.n_filters = n_filters
         self.weights = DerivedCache()
         self.spectra = DerivedCache(spectra_bytes)
+        self.scratch = Scratch()
+
+    def for_one_call(self) -> Workspace:
+        """The same caches with buffers of its own, so that calls of several threads do not meet."""
+        # glibc takes the size of a freed block as the size that it should serve from its heap from then on. Without
+        # this the transforms' results come from the system, page fault by page fault: a quarter of the whole time.
+        torch.empty(_HEAP_BLOCK_BYTES, dtype=torch.uint8)
+        twin = copy.copy(self)
+        twin.scratch = Scratch()
+        return twin
 
     def clear(self) -> None:
         self.weights.clear()

@@ -20,6 +20,7 @@ from m2rag.errors import InputTooLongError, InvalidInputError
 from m2rag.models.configuration_m2_bert import M2BertConfig
 from m2rag_kernels import Workspace, check_kernels, choose, needs_grad
 from m2rag_kernels.blockdiag_glu import blockdiag_glu
+from m2rag_kernels.blockdiag_glu.cpu import blockdiag_glu as blockdiag_glu_cpu
 from m2rag_kernels.long_conv import long_conv
 from m2rag_kernels.long_conv.cpu import ImplicitTaps, SpectrumSource, fft_size
 from m2rag_kernels.mixer.cpu import MixerWeights, mixer
@@ -71,15 +72,17 @@ class ImplicitMLP(nn.Module):
             h = torch.sin(freq * linear(h))
         return self.output(h)
 
-    def hidden_rows(self, z: torch.Tensor, freq: torch.Tensor) -> torch.Tensor:
-        """The activations in front of the output layer, transposed: (L, E) -> (order, L).
+    def hidden_rows(self, z: torch.Tensor, freq: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+        """The activations in front of the output layer, transposed: (L, E) -> `out`, (order, L).
 
         In `forward`'s order of operations: three nested sines amplify a rounding difference a thousandfold.
         """
-        h = z
-        for linear in (self.input, self.hidden1, self.hidden2):
-            h = linear(h).mul_(freq).sin_()
-        return h.t()
+        for some, result in zip(z.split(4096), out.split(4096, dim=1), strict=True):
+            h = some
+            for linear in (self.input, self.hidden1, self.hidden2):
+                h = linear(h).mul_(freq).sin_()
+            result.copy_(h.t())
+        return out
 
 
 class LongConvFilter(nn.Module):
@@ -119,27 +122,34 @@ class LongConvFilter(nn.Module):
             taps_rev = None if self.mlp_rev is None else (self.mlp_rev(z, freq) * window).t()
         return taps, taps_rev
 
-    def implicit_taps(self, length: int, dtype: torch.dtype) -> ImplicitTaps:
+    def implicit_taps(self, length: int, workspace: Workspace, name: str) -> ImplicitTaps:
         """What `forward` returns before its last product, so that it can be made for some channels at a time.
 
-        `dtype` is that of the last product; everything before it is a function of position and stays fp32.
+        That product runs in the compute dtype; everything before it is a function of position and stays fp32.
         """
+        dtype = workspace.compute_dtype
         z, freq = self.features(length).float(), self.w_mod * self.freq.float()
         sides = [(self.mlp, z)]
         if self.mlp_rev is not None:
             sides.append((self.mlp_rev, z.flip(0)))
         return ImplicitTaps(
-            hidden=[mlp.hidden_rows(z, freq).to(dtype) for mlp, z in sides],
+            hidden=[
+                mlp.hidden_rows(z, freq, workspace.scratch.take(f"{name} {side}", (freq.shape[1], length), dtype))
+                for side, (mlp, z) in enumerate(sides)
+            ],
             weight=[mlp.output.weight.to(dtype) for mlp, _ in sides],
             window=lambda lo, hi: self.window_rows(length, lo, hi),
             skip=self.skip.float(),
         )
 
-    def spectra(self, n_fft: int, workspace: Workspace) -> SpectrumSource:
-        """Spectra for inputs of up to n_fft / 2 positions, by ranges of channels."""
+    def spectra(self, n_fft: int, workspace: Workspace, name: str) -> SpectrumSource:
+        """Spectra for inputs of up to n_fft / 2 positions, by ranges of channels.
+
+        `name` tells the filters of one layer apart: the buffers of this one go by it.
+        """
         length = min(n_fft // 2, self.l_max)
         return SpectrumSource(
-            lambda: self.implicit_taps(length, workspace.compute_dtype),
+            lambda: self.implicit_taps(length, workspace, name),
             [*self.parameters(), *self.buffers()],
             self.skip.shape[0],
             n_fft,
@@ -243,10 +253,10 @@ class M2BertMixer(nn.Module):
     def forward(
         self, u: torch.Tensor, mask: torch.Tensor | None = None, workspace: Workspace | None = None
     ) -> torch.Tensor:
-        """Mix; with a `workspace` on the cpu path, which computes the same in one pass (`m2rag_kernels.mixer`)."""
-        length = u.shape[1]
+        """Mix; with a `workspace` on the cpu path: the same in one pass (`m2rag_kernels.mixer`), written over `u`."""
         if workspace is not None:
             return self._forward_cpu(u, mask, workspace)
+        length = u.shape[1]
         if self.norm is not None:
             u = self.norm(u)
         if mask is not None:
@@ -274,8 +284,9 @@ class M2BertMixer(nn.Module):
             out_bias=self.out_proj.bias.float(),
         )
         residual = self.residual_filter
-        residual_spectra = None if residual is None else residual.spectra(n_fft, workspace)
-        return mixer(u, weights, self.filter.spectra(n_fft, workspace), residual_spectra, n_fft, mask)
+        residual_spectra = None if residual is None else residual.spectra(n_fft, workspace, "residual")
+        spectra = self.filter.spectra(n_fft, workspace, "gated")
+        return mixer(u, weights, spectra, residual_spectra, n_fft, mask, workspace.scratch, out=u)
 
 
 class BlockdiagLinear(nn.Module):
@@ -298,21 +309,12 @@ class M2BertMLP(nn.Module):
         self.dropout = config.hidden_dropout_prob
 
     def forward(self, x: torch.Tensor, workspace: Workspace | None = None) -> torch.Tensor:
-        w_in: torch.Tensor = self.gate_proj.weight
-        w_out: torch.Tensor = self.out_proj.weight
+        w_in, w_out, norm = self.gate_proj.weight, self.out_proj.weight, self.norm
         if workspace is not None:
-            w_in, w_out = workspace.cast(w_in), workspace.cast(w_out)
-        return blockdiag_glu(
-            x,
-            w_in,
-            w_out,
-            self.out_bias,
-            self.norm.weight,
-            self.norm.bias,
-            self.norm.eps,
-            dropout=self.dropout if self.training else 0.0,
-            kernels="naive" if workspace is None else "cpu",
-        )
+            weights = workspace.cast(w_in), workspace.cast(w_out)
+            return blockdiag_glu_cpu(x, *weights, self.out_bias, norm.weight, norm.bias, norm.eps, out=x)
+        dropout = self.dropout if self.training else 0.0
+        return blockdiag_glu(x, w_in, w_out, self.out_bias, norm.weight, norm.bias, norm.eps, dropout, kernels="naive")
 
 
 class M2BertLayer(nn.Module):
@@ -483,9 +485,11 @@ class M2BertModel(M2BertPreTrainedModel):
         dtype = x.dtype
         # The kernels choose their own precision, and the filters must not lose theirs to an outer autocast.
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
-            x = x.to(self.compute_dtype)
+            workspace = self.workspace.for_one_call()
+            x = x.to(workspace.compute_dtype)
             for layer in self.layers:
-                x = layer(x, mask, self.workspace)
+                # Every layer writes over its input: one activation of this size is enough memory.
+                x = layer(x, mask, workspace)
         return x.to(dtype)
 
     def pool(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:

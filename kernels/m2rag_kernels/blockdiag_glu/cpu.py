@@ -16,12 +16,16 @@ def blockdiag_glu(
     norm_weight: torch.Tensor,
     norm_bias: torch.Tensor,
     eps: float,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """See `m2rag_kernels.blockdiag_glu.naive.blockdiag_glu`; the products run in the dtype of `x`, the rest in fp32."""
+    """See `m2rag_kernels.blockdiag_glu.naive.blockdiag_glu`; the products run in the dtype of `x`, the rest in fp32.
+
+    The result goes to `out` (contiguous, may be `x`) if it is given.
+    """
     w_in, w_out = w_in.to(x.dtype), w_out.to(x.dtype)
     bias, norm_weight, norm_bias = bias.float(), norm_weight.float(), norm_bias.float()
     tokens = x.flatten(0, -2)
-    out = torch.empty(x.shape, dtype=x.dtype)
+    out = torch.empty(x.shape, dtype=x.dtype) if out is None else out
     for part, result in zip(tokens.split(CHUNK_TOKENS), out.view(tokens.shape).split(CHUNK_TOKENS), strict=True):
         y = _project_out(_hidden(part, w_in), w_out).float()
         y.add_(part).add_(bias)

@@ -9,10 +9,13 @@ import torch
 
 from m2rag_kernels.cache import Workspace
 
-# Points (channels x rows x FFT size) that are transformed together: 8 MB in fp32, which leaves the last-level cache
-# room for input, spectrum and taps. At least MIN_CHANNELS, below which the matrix products get slow.
+# Points (channels x rows x FFT size) that go through the steps of a mixer together, and channels below which its
+# matrix products get slow.
 BLOCK_POINTS = 2**21
 MIN_CHANNELS = 32
+
+# Points that are transformed together: 8 MB in fp32. Fewer make the set-up of a transform felt, more leave the cache.
+TRANSFORM_POINTS = 2**21
 
 # Shorter inputs share one size: a query of any length then finds its spectra in the cache.
 MIN_FFT = 128
@@ -30,10 +33,15 @@ def fft_size(length: int) -> int:
 
 
 def block_shape(width: int, batch: int, n_fft: int) -> tuple[int, int]:
-    """How many of `width` channels and of `batch` rows are transformed together."""
+    """How many of `width` channels and of `batch` rows make a block."""
     channels = min(width, max(MIN_CHANNELS, BLOCK_POINTS // (batch * n_fft)))
     rows = min(batch, max(1, BLOCK_POINTS // (channels * n_fft)))
     return channels, rows
+
+
+def transform_step(rows: int, n_fft: int) -> int:
+    """How many channels of a block of `rows` rows are transformed together."""
+    return max(1, TRANSFORM_POINTS // (rows * n_fft))
 
 
 def taps_spectrum(
@@ -139,6 +147,7 @@ def long_conv(
     n_fft = fft_size(length)
     channels, rows = block_shape(width, batch, n_fft)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
+    channels = min(channels, transform_step(rows, n_fft))
     for lo in range(0, width, channels):
         block = slice(lo, lo + channels)
         right = None if kernel_rev is None else kernel_rev[block].float().flip(-1)

@@ -6,13 +6,13 @@ the channels at hand: nothing of size 3 L D ever exists, and a block goes throug
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
-from m2rag_kernels.long_conv.cpu import SpectrumSource, block_shape, convolve_padded
+from m2rag_kernels.cache import Scratch
+from m2rag_kernels.long_conv.cpu import SpectrumSource, block_shape, convolve_padded, transform_step
 from m2rag_kernels.short_conv.cpu import short_conv_rows
 
 CHUNK_TOKENS = 2048
@@ -36,6 +36,8 @@ def mixer(
     residual_spectra: SpectrumSource | None,
     n_fft: int,
     mask: torch.Tensor | None = None,
+    scratch: Scratch | None = None,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Project, convolve shortly, gate, convolve at length, gate, add the convolved input, project.
 
@@ -45,10 +47,14 @@ def mixer(
         residual_spectra: of the convolution of the input itself, or None.
         n_fft: points of the transforms, at least 2L.
         mask: (B, L) bool, False at pads, which may hold anything.
+        scratch: buffers to compute in; default: new ones.
+        out: where the result goes, contiguous; it may be `u`. Default: a new tensor.
 
     Returns:
         (B, L, D) in the compute dtype.
     """
+    scratch = Scratch() if scratch is None else scratch
+    out = torch.empty_like(u, memory_format=torch.contiguous_format) if out is None else out
     batch, length, width = u.shape
     if mask is not None:
         u = torch.where(mask[..., None], u, 0.0)
@@ -56,50 +62,50 @@ def mixer(
     in_bias = weights.in_bias.view(3, width, 1)
     short_weight = weights.short_conv.view(3, width, 3)
     short_bias = weights.short_bias.view(3, width)
-    channels, rows = block_shape(width, batch, n_fft)
-    y = torch.empty(width, batch, length, dtype=u.dtype)
     float_mask = None if mask is None else mask.float()
-    # One set of buffers for all blocks: fresh memory of this size costs more than what is computed in it.
-    padded = torch.zeros(channels, rows, n_fft)
-    product, projected, convolved = (
-        torch.empty(3 * channels * rows * length, dtype=dtype) for dtype in (u.dtype, torch.float32, torch.float32)
-    )
+    channels, rows = block_shape(width, batch, n_fft)
+    step = transform_step(rows, n_fft)
+    y = scratch.take("y", (width, batch, length), u.dtype)
+    padded = scratch.take("padded", (min(step, channels), rows, n_fft), torch.float32)
+    padded[..., length:] = 0
 
     for lo in range(0, width, channels):
         hi = min(lo + channels, width)
-        spectrum = spectra(lo, hi)
-        residual_spectrum = None if residual_spectra is None else residual_spectra(lo, hi)
         block_weight = in_proj[:, lo:hi].reshape(-1, width)
+        known: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         for row in range(0, batch, rows):
             some = u[row : row + rows]
             some_mask = None if float_mask is None else float_mask[row : row + rows]
             shape = (3, hi - lo, some.shape[0], length)
-            size = math.prod(shape)
-            torch.mm(
-                block_weight,
-                some.reshape(-1, width).t(),
-                out=product[:size].view(len(block_weight), -1),
-            )
-            p = projected[:size].copy_(product[:size]).view(shape)
+            product = scratch.take("product", (len(block_weight), some.shape[0] * length), u.dtype)
+            torch.mm(block_weight, some.reshape(-1, width).t(), out=product)
+            p = scratch.take("projected", shape, torch.float32).copy_(product.view(shape))
             p.add_(in_bias[:, lo:hi, :, None])
             if some_mask is not None:
                 p.mul_(some_mask)
-            buffer = padded[: hi - lo, : some.shape[0]]
-            gate = short_conv_rows(
+            v, gate = short_conv_rows(
                 p,
                 short_weight[:, lo:hi],
                 short_bias[:, lo:hi],
                 some_mask,
-                convolved[:size].view(shape),
-                buffer[..., :length],
+                scratch.take("convolved", shape, torch.float32),
             )
-            part = gate.mul_(convolve_padded(buffer, spectrum, length))
-            if residual_spectrum is not None:
-                buffer[..., :length] = some[..., lo:hi].permute(2, 0, 1)
-                part += convolve_padded(buffer, residual_spectrum, length)
-            y[lo:hi, row : row + rows] = part
+            for first in range(lo, hi, step):
+                last = min(first + step, hi)
+                if first not in known:
+                    residual = None if residual_spectra is None else residual_spectra(first, last)
+                    known[first] = spectra(first, last), residual
+                # Kept only for further rows: memory freed at once is used again while it is in cache.
+                spectrum, residual_spectrum = known.pop(first) if rows >= batch else known[first]
+                buffer = padded[: last - first, : some.shape[0]]
+                buffer[..., :length] = v[first - lo : last - lo]
+                result = gate[first - lo : last - lo]
+                result.mul_(convolve_padded(buffer, spectrum, length))
+                if residual_spectrum is not None:
+                    buffer[..., :length] = some[..., first:last].permute(2, 0, 1)
+                    result.add_(convolve_padded(buffer, residual_spectrum, length))
+                y[first:last, row : row + rows] = result
 
-    out = torch.empty_like(u, memory_format=torch.contiguous_format)
     pieces = zip(y.view(width, -1).t().split(CHUNK_TOKENS), out.view(-1, width).split(CHUNK_TOKENS), strict=True)
     out_bias = weights.out_bias.to(u.dtype)
     for piece, result in pieces:

@@ -6,35 +6,29 @@ import torch
 
 
 def short_conv_rows(
-    p: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor,
-    mask: torch.Tensor | None,
-    scratch: torch.Tensor,
-    out: torch.Tensor,
-) -> torch.Tensor:
-    """Convolve the projections of some channels and gate: writes v x1 to `out`, returns x2.
+    p: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None, out: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Convolve the projections of some channels and gate.
 
     Args:
         p: (3, C, B, L) fp32: x1, x2, v; zero at pads.
         weight: (3, C, 3).
         bias: (3, C).
-        mask: (B, L) fp32, 0 at pads, where `out` becomes zero.
-        scratch: (3, C, B, L) fp32, overwritten; the result lies in it.
-        out: (C, B, L) fp32.
+        mask: (B, L) fp32, 0 at pads, where v x1 becomes zero.
+        out: (3, C, B, L) fp32, overwritten; the results lie in it.
 
     Returns:
-        (C, B, L), the gate of the long convolution's result.
+        v x1 and x2, (C, B, L) each.
     """
     taps = weight[:, :, None, None, :]
-    c = torch.mul(p, taps[..., 2], out=scratch).add_(bias[:, :, None, None])
+    c = torch.mul(p, taps[..., 2], out=out).add_(bias[:, :, None, None])
     c[..., 1:].addcmul_(p[..., :-1], taps[..., 1])
     c[..., 2:].addcmul_(p[..., :-2], taps[..., 0])
     x1, x2, v = c.unbind(0)
-    torch.mul(v, x1, out=out)
+    v.mul_(x1)
     if mask is not None:
-        out.mul_(mask)
-    return x2
+        v.mul_(mask)
+    return v, x2
 
 
 def short_conv(
@@ -47,13 +41,11 @@ def short_conv(
     if mask is not None:
         p = torch.where(mask, p, 0.0)
     p = p.view(3, channels, batch, length)
-    gated = p.new_empty(channels, batch, length)
-    gate = short_conv_rows(
+    gated, gate = short_conv_rows(
         p,
         weight.float().view(3, channels, 3),
         bias.float().view(3, channels),
         None if mask is None else mask.float(),
         torch.empty_like(p),
-        gated,
     )
     return gated.transpose(0, 1).to(x.dtype), gate.transpose(0, 1).to(x.dtype)
