@@ -1,7 +1,7 @@
 """The operations M2-BERT is made of, each with a plain definition and fast paths.
 
-Every folder holds `naive.py` (the definition: plain PyTorch, differentiable), `cpu.py` (inference on CPUs) and an
-`__init__.py` with one dispatching function. `mixer` joins the first two into one pass over the channels; its
+Every folder holds `naive.py` (the definition: plain PyTorch, differentiable), `cpu.py` (inference on CPUs), `train.py`
+(training on CPUs: a hand-written backward) and an `__init__.py` with one dispatching function. `mixer` joins the first two into one pass over the channels; its
 definition is the composition that `M2BertMixer` spells out.
 """
 

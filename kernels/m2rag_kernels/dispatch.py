@@ -8,7 +8,7 @@ import torch
 
 logger = logging.getLogger(__name__)
 
-KERNELS = ("auto", "naive", "cpu")
+KERNELS = ("auto", "naive", "cpu", "train")
 
 _last: dict[str, str] = {}
 
@@ -30,9 +30,10 @@ def needs_grad(*tensors: torch.Tensor | None) -> bool:
 
 
 def choose(op: str, kernels: str, device: torch.device, *, inference: bool) -> str:
-    """Name of the path that operation `op` takes: `"naive"` or `"cpu"`.
+    """Name of the path that operation `op` takes: `"naive"`, `"cpu"` or `"train"`.
 
-    `"auto"` takes the cpu path where it applies: on a CPU, without gradients, without dropout.
+    `"auto"` on a CPU takes the cpu path where nothing but the result is wanted, and the train path where gradients are;
+    elsewhere the naive one.
 
     Raises:
         ValueError: unknown name, or the path asked for by name does not apply.
@@ -47,7 +48,7 @@ def choose(op: str, kernels: str, device: torch.device, *, inference: bool) -> s
         )
     path = kernels
     if kernels == "auto":
-        path = "cpu" if cpu_applies else "naive"
+        path = "naive" if device.type != "cpu" else "cpu" if inference else "train"
     if _last.get(op) != path:
         logger.debug("%s takes the %s path", op, path)
         _last[op] = path

@@ -251,7 +251,11 @@ class M2BertMixer(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(
-        self, u: torch.Tensor, mask: torch.Tensor | None = None, workspace: Workspace | None = None
+        self,
+        u: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        workspace: Workspace | None = None,
+        kernels: str = "naive",
     ) -> torch.Tensor:
         """Mix; with a `workspace` on the cpu path: the same in one pass (`m2rag_kernels.mixer`), written over `u`."""
         if workspace is not None:
@@ -262,12 +266,12 @@ class M2BertMixer(nn.Module):
         if mask is not None:
             u = torch.where(mask[..., None], u, 0.0)
         weight, bias = self.short_conv.weight, self.short_conv.bias
-        v, gate = short_conv(self.in_proj(u), weight, bias, mask, kernels="naive")
+        v, gate = short_conv(self.in_proj(u), weight, bias, mask, kernels=kernels)
         left, right = self.filter(length)
-        y = long_conv(self.dropout(v), left, right, self.filter.skip, gate, kernels="naive")
+        y = long_conv(self.dropout(v), left, right, self.filter.skip, gate, kernels=kernels)
         if self.residual_filter is not None:
             left, right = self.residual_filter(length)
-            y = y + long_conv(u.transpose(1, 2), left, right, self.residual_filter.skip, kernels="naive")
+            y = y + long_conv(u.transpose(1, 2), left, right, self.residual_filter.skip, kernels=kernels)
         return self.out_proj(self.dropout(y.transpose(1, 2)))
 
     def _forward_cpu(self, u: torch.Tensor, mask: torch.Tensor | None, workspace: Workspace) -> torch.Tensor:
@@ -308,13 +312,13 @@ class M2BertMLP(nn.Module):
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = config.hidden_dropout_prob
 
-    def forward(self, x: torch.Tensor, workspace: Workspace | None = None) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, workspace: Workspace | None = None, kernels: str = "naive") -> torch.Tensor:
         w_in, w_out, norm = self.gate_proj.weight, self.out_proj.weight, self.norm
         if workspace is not None:
             weights = workspace.cast(w_in), workspace.cast(w_out)
             return blockdiag_glu_cpu(x, *weights, self.out_bias, norm.weight, norm.bias, norm.eps, out=x)
         dropout = self.dropout if self.training else 0.0
-        return blockdiag_glu(x, w_in, w_out, self.out_bias, norm.weight, norm.bias, norm.eps, dropout, kernels="naive")
+        return blockdiag_glu(x, w_in, w_out, self.out_bias, norm.weight, norm.bias, norm.eps, dropout, kernels=kernels)
 
 
 class M2BertLayer(nn.Module):
@@ -324,9 +328,13 @@ class M2BertLayer(nn.Module):
         self.mlp = M2BertMLP(config)
 
     def forward(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None, workspace: Workspace | None = None
+        self,
+        x: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        workspace: Workspace | None = None,
+        kernels: str = "naive",
     ) -> torch.Tensor:
-        return self.mlp(self.mixer(x, mask, workspace), workspace)
+        return self.mlp(self.mixer(x, mask, workspace, kernels), workspace, kernels)
 
 
 def check_compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -349,7 +357,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
     @property
     def kernels(self) -> str:
-        """`"auto"`, `"naive"` or `"cpu"`: which implementation computes (see `m2rag_kernels.choose`)."""
+        """`"auto"`, `"naive"`, `"cpu"` or `"train"`: which implementation computes (see `m2rag_kernels.choose`)."""
         return self.base_model._kernels
 
     @kernels.setter
@@ -476,7 +484,7 @@ class M2BertModel(M2BertPreTrainedModel):
             x = self._encode_cpu(x, mixing_mask)
         else:
             for layer in self.layers:
-                x = layer(x, mixing_mask)
+                x = layer(x, mixing_mask, kernels=path)
         x = x[:, :given_length]
 
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pool(x, mask))

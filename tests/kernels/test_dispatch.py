@@ -12,7 +12,7 @@ CPU = torch.device("cpu")
 
 
 def test_unknown_name_lists_the_known_ones():
-    with pytest.raises(ValueError, match="'cuda', must be one of 'auto', 'naive', 'cpu'"):
+    with pytest.raises(ValueError, match="'cuda', must be one of 'auto', 'naive', 'cpu', 'train'"):
         check_kernels("cuda")
 
 
@@ -20,7 +20,7 @@ def test_unknown_name_lists_the_known_ones():
     ("kernels", "device", "inference", "path"),
     [
         ("auto", "cpu", True, "cpu"),
-        ("auto", "cpu", False, "naive"),
+        ("auto", "cpu", False, "train"),
         ("auto", "meta", True, "naive"),
         ("naive", "cpu", True, "naive"),
         ("cpu", "cpu", True, "cpu"),
@@ -41,7 +41,7 @@ def test_cpu_path_by_name_refuses_what_it_cannot_do():
 def test_gradients_decide():
     x, weight, bias = torch.randn(1, 4, 6), torch.randn(6, 1, 3, requires_grad=True), torch.randn(6)
     assert short_conv(x, weight, bias)[0].requires_grad
-    assert chosen()["short_conv"] == "naive"
+    assert chosen()["short_conv"] == "train"
     with torch.no_grad():
         short_conv(x, weight, bias)
     assert chosen()["short_conv"] == "cpu"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from m2rag_kernels.blockdiag_glu import cpu, naive
+from m2rag_kernels.blockdiag_glu import cpu, naive, train
 from m2rag_kernels.dispatch import choose, needs_grad
 
 
@@ -23,9 +23,10 @@ def blockdiag_glu(
     """`naive.blockdiag_glu` by the path `kernels` names."""
     tensors = (x, w_in, w_out, bias, norm_weight, norm_bias)
     inference = dropout == 0 and not needs_grad(*tensors)
-    if choose("blockdiag_glu", kernels, x.device, inference=inference) == "cpu":
+    path = choose("blockdiag_glu", kernels, x.device, inference=inference)
+    if path == "cpu":
         return cpu.blockdiag_glu(*tensors, eps)
-    return naive.blockdiag_glu(*tensors, eps, dropout)
+    return (train if path == "train" else naive).blockdiag_glu(*tensors, eps, dropout)
 
 
 __all__ = ["blockdiag_glu"]

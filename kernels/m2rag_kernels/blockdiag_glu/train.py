@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from m2rag_kernels.blockdiag_glu import naive
 
@@ -28,6 +29,7 @@ class _BlockdiagGLU(torch.autograd.Function):
         return torch.cat([_slice(hidden, k) @ w_out[k].t() for k in range(n_blocks)], dim=-1).float()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, w_in, w_out, pre = ctx.saved_tensors
         n_blocks, _, block_in = w_in.shape
@@ -42,9 +44,7 @@ class _BlockdiagGLU(torch.autograd.Function):
         d_gate = torch.ops.aten.gelu_backward(d_hidden * value, gate)
         d_value = d_hidden.mul_(activated)
         d_pre = [*d_gate, *d_value]
-        d_w_in = torch.stack(
-            [d_pre[k].t() @ x[:, k * block_in : (k + 1) * block_in] for k in range(n_blocks)]
-        )
+        d_w_in = torch.stack([d_pre[k].t() @ x[:, k * block_in : (k + 1) * block_in] for k in range(n_blocks)])
         d_x = torch.cat([d_pre[k] @ w_in[k] for k in range(n_blocks)], dim=-1)
         return d_x.float(), d_w_in.float(), d_w_out.float(), None
 

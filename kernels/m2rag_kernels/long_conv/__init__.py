@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from m2rag_kernels.dispatch import choose, needs_grad
-from m2rag_kernels.long_conv import cpu, naive
+from m2rag_kernels.long_conv import cpu, naive, train
+
+_PATHS: dict[str, ModuleType] = {"naive": naive, "cpu": cpu, "train": train}
 
 
 def long_conv(
@@ -20,7 +24,7 @@ def long_conv(
     """`naive.long_conv` by the path `kernels` names."""
     inference = not needs_grad(u, kernel, kernel_rev, skip, gate)
     path = choose("long_conv", kernels, u.device, inference=inference)
-    return (cpu if path == "cpu" else naive).long_conv(u, kernel, kernel_rev, skip, gate)
+    return _PATHS[path].long_conv(u, kernel, kernel_rev, skip, gate)
 
 
 __all__ = ["long_conv"]

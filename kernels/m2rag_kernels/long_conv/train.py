@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 @lru_cache(maxsize=1024)
@@ -43,6 +44,7 @@ class _LongConv(torch.autograd.Function):
         return y * gate if gate is not None else y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         spectrum, u_f, gate, y = ctx.saved_tensors
         n_fft, length = ctx.n_fft, grad.shape[-1]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
 from m2rag_kernels.dispatch import choose, needs_grad
-from m2rag_kernels.short_conv import cpu, naive
+from m2rag_kernels.short_conv import cpu, naive, train
+
+_PATHS: dict[str, ModuleType] = {"naive": naive, "cpu": cpu, "train": train}
 
 
 def short_conv(
@@ -18,7 +22,7 @@ def short_conv(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`naive.short_conv` by the path `kernels` names."""
     path = choose("short_conv", kernels, x.device, inference=not needs_grad(x, weight, bias))
-    return (cpu if path == "cpu" else naive).short_conv(x, weight, bias, mask)
+    return _PATHS[path].short_conv(x, weight, bias, mask)
 
 
 __all__ = ["short_conv"]

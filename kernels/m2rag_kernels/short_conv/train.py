@@ -6,6 +6,7 @@ Same function as `naive.py`. Depthwise `conv1d` has a slow backward on CPUs; thr
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 
 
 class _Conv3(torch.autograd.Function):
@@ -20,6 +21,7 @@ class _Conv3(torch.autograd.Function):
         return c
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
         x, taps = ctx.saved_tensors
         d_x = grad * taps[2]
