@@ -39,7 +39,7 @@ class M2Embedder:
             makes use of the network.
         device: "cpu", "cuda", "cuda:1"; None: the GPU if there is one.
         dtype: "float32", "bfloat16" or "auto": number format of the model's matrix products.
-        kernels: "auto", "naive", "cpu" or "triton": implementation of the model's operations.
+        kernels: "auto", "naive" or "cpu": implementation of the model's operations.
         max_tokens: a lower limit than the model's, special tokens and prompt included.
         on_too_long: what becomes of longer inputs. "error": `InputTooLongError`. "truncate": the first `max_tokens`
             count, `result.truncated` says so. "window": windows of full length that overlap by an eighth, mean of
