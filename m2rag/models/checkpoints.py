@@ -327,7 +327,7 @@ def _load(
     if m2_config.tie_word_embeddings:
         _tie(bare, head, where)
     # Nothing is allocated or drawn at random here: the checkpoint's tensors become the parameters.
-    with torch.device("meta"):
+    with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = _HEADS[head](m2_config)
     expected = model.state_dict()
     prefix = "" if head is None else "bert."
