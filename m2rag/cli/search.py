@@ -57,8 +57,9 @@ def search(
 
     The index is opened with the model it was built with, unless --model says otherwise.
 
-    JSON: {query, index, hits: [{id, score, title, passages: [{text, start, end, score}], metadata, n_tokens,
-    n_windows, truncated}]}; score: cosine; start and end: characters of the document's text.
+    JSON: {query, index, hits: [{id, score, document_score, title, passages: [{text, start, end, score}], metadata,
+    n_tokens, n_windows, truncated}]}; score: mean of document_score (cosine) and the best passage's; start and end:
+    characters of the document's text.
     """
     conditions = dict(_condition(item) for item in filter or [])
     with open_index(index, model, device=device, dtype=dtype) as opened:

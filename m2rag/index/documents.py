@@ -49,7 +49,9 @@ class Hit:
 
     Attributes:
         id: its id.
-        score: cosine of query and whole document.
+        score: what hits are ordered by: the mean of `document_score` and the best passage's cosine, unless `search` was
+            told otherwise.
+        document_score: cosine of query and whole document.
         title: its title, if it has one.
         passages: its best passages that do not overlap, best first; empty if they were not asked for.
         metadata: as given when it was added.
@@ -60,6 +62,7 @@ class Hit:
 
     id: str
     score: float
+    document_score: float
     title: str | None
     passages: list[Passage]
     metadata: dict[str, Any]

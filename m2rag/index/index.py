@@ -28,6 +28,9 @@ POLICIES = ("error", "truncate", "window")
 BATCH_TOKENS = 65_536
 """Tokens (estimated) embedded and stored in one go: two documents of full length. A kill loses at most this much."""
 
+RESCORE = 0.5
+"""Weight of the best passage in a document's score, chosen on qmsum_val_question and qmsum_val_answer."""
+
 _READ_AT_ONCE = 16  # hits whose whole texts and passages are in memory together
 _DOCUMENT_FIELDS = ("text", "title", "metadata", "origin")
 _HIT_FIELDS = ("id", "title", "metadata", "n_tokens", "n_used", "n_windows")
@@ -140,8 +143,13 @@ class LongDocumentIndex:
         filter: Mapping[str, Scalar] | None = None,
         passages: bool = True,
         n_passages: int = 3,
+        rescore: float = RESCORE,
     ) -> list[Hit]:
         """The `k` documents nearest to a query, best first.
+
+        Documents are found by their own vectors; the best of them (three times `k`, at least 30) are then put in order
+        by the mean of that score and the score of their best passage, which tells documents apart that are about the
+        same things as a whole.
 
         Args:
             query: what is looked for, in any words.
@@ -149,9 +157,10 @@ class LongDocumentIndex:
             filter: metadata fields and the values they must have, all of them; a list matches by any of its items.
             passages: also find the passages of each hit that are nearest to the query.
             n_passages: at most how many per hit; they do not overlap.
+            rescore: weight of the best passage in a document's score, 0 to 1; 0 ranks by the document's vector alone.
 
         Raises:
-            InvalidInputError: `k` or `n_passages` is out of range, the filter is malformed, or the query is empty.
+            InvalidInputError: `k`, `n_passages` or `rescore` is out of range, the filter is malformed, or the query is empty.
             IndexMismatchError: the embedder is not the index's.
             NonFiniteError: the query's vector holds NaN or infinity.
         """
@@ -159,6 +168,8 @@ class LongDocumentIndex:
             raise InvalidInputError(f"k must be at least 1, not {k}")
         if n_passages < 0:
             raise InvalidInputError(f"n_passages must be at least 0, not {n_passages}")
+        if not 0 <= rescore <= 1:
+            raise InvalidInputError(f"rescore must be between 0 and 1, not {rescore}")
         conditions = _conditions(filter)
         check_embedder(self._store, self._embedder)
         vector = np.asarray(self._embedder.embed_query(query), dtype=np.float32)
@@ -166,14 +177,31 @@ class LongDocumentIndex:
             raise mismatch(self._store, f"a query vector of shape {vector.shape}")
         if not np.isfinite(vector).all():
             raise NonFiniteError("the query's vector holds NaN or infinity: the embedder's weights are damaged")
-        points = self._store.query(DOC, vector, limit=k, filter=conditions, payload=_HIT_FIELDS)
+        depth = max(3 * k, 30) if rescore else k
+        points = self._store.query(DOC, vector, limit=depth, filter=conditions, payload=_HIT_FIELDS)
+        scores = {point.id: point.score for point in points}
+        if rescore:
+            scores = self._rescored(points, vector, rescore)
+            points = sorted(points, key=lambda point: -scores[point.id])[:k]
         found: dict[Any, list[Passage]] = {}
         if passages and n_passages:
             for start in range(0, len(points), _READ_AT_ONCE):
                 ids = [point.id for point in points[start : start + _READ_AT_ONCE]]
                 full = self._store.retrieve(ids, payload=("text", "starts", "ends"), vectors=(PASSAGES,))
                 found.update((id, _best_passages(point, vector, n_passages)) for id, point in full.items())
-        return [_hit(point, found.get(point.id, [])) for point in points]
+        return [_hit(point, scores[point.id], found.get(point.id, [])) for point in points]
+
+    def _rescored(self, points: list[Point], query: np.ndarray, weight: float) -> dict[Any, float]:
+        """Score of every point, its best passage counted with `weight`."""
+        scores = {}
+        for start in range(0, len(points), _READ_AT_ONCE):
+            some = {point.id: point.score for point in points[start : start + _READ_AT_ONCE]}
+            for id, point in self._store.retrieve(list(some), vectors=(PASSAGES,)).items():
+                matrix = point.vectors.get(PASSAGES)
+                best = some[id] if matrix is None else float((matrix @ _unit(query)).max())
+                scores[id] = (1 - weight) * some[id] + weight * best
+        # A document deleted in the meantime by another thread keeps the score it was found with.
+        return {point.id: scores.get(point.id, point.score) for point in points}
 
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove documents by id; returns how many were there."""
@@ -253,7 +281,7 @@ def _best_passages(point: Point, query: np.ndarray, n: int) -> list[Passage]:
     if matrix is None:
         return []
     text, starts, ends = (point.payload[name] for name in ("text", "starts", "ends"))
-    scores = matrix @ (query / max(float(np.linalg.norm(query)), 1e-12))  # stored vectors have length 1
+    scores = matrix @ _unit(query)
     best: list[Passage] = []
     for i in np.argsort(-scores, kind="stable"):
         start, end = starts[i], ends[i]
@@ -264,11 +292,16 @@ def _best_passages(point: Point, query: np.ndarray, n: int) -> list[Passage]:
     return best
 
 
-def _hit(point: Point, passages: list[Passage]) -> Hit:
+def _unit(query: np.ndarray) -> np.ndarray:
+    return query / max(float(np.linalg.norm(query)), 1e-12)  # stored vectors have length 1
+
+
+def _hit(point: Point, score: float, passages: list[Passage]) -> Hit:
     payload = point.payload
     return Hit(
         id=payload["id"],
-        score=point.score,
+        score=score,
+        document_score=point.score,
         title=payload["title"],
         passages=passages,
         metadata=dict(payload["metadata"]),

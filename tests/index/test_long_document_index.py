@@ -70,9 +70,27 @@ def test_scores_are_cosines(index: LongDocumentIndex, embedder: HashEmbedder) ->
     query = embedder.embed_query("dogs bark")
     for hit in index.search("dogs bark"):
         text = index.get(hit.id).text
-        assert hit.score == pytest.approx(float(query @ embedder.vector(text)), abs=1e-5)
+        assert hit.document_score == pytest.approx(float(query @ embedder.vector(text)), abs=1e-5)
         for passage in hit.passages:
             assert passage.score == pytest.approx(float(query @ embedder.vector(passage.text)), abs=2e-3)
+        assert hit.score == pytest.approx((hit.document_score + hit.passages[0].score) / 2, abs=1e-5)
+    for hit in index.search("dogs bark", rescore=0):
+        assert hit.score == hit.document_score
+
+
+def test_the_best_passage_tells_like_documents_apart(index: LongDocumentIndex) -> None:
+    spread = Document("spread", "Dogs eat. Birds bark.")
+    together = Document("together", "Dogs bark. Rain falls. Snow melts. Ice cracks. Wind blows.")
+    index.add([spread, together])
+    assert [hit.id for hit in index.search("dogs bark", rescore=0)] == ["spread", "together"]
+    assert [hit.id for hit in index.search("dogs bark", rescore=1)] == ["together", "spread"]
+    assert [hit.id for hit in index.search("dogs bark", k=1, rescore=1)] == ["together"]
+
+
+@pytest.mark.parametrize("rescore", [-0.1, 1.5])
+def test_rescore_out_of_range(index: LongDocumentIndex, rescore: float) -> None:
+    with pytest.raises(InvalidInputError, match="between 0 and 1"):
+        index.search("dogs", rescore=rescore)
 
 
 def test_passages_do_not_overlap_and_come_best_first(tmp_path: Path) -> None:
