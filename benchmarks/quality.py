@@ -63,9 +63,13 @@ def build(systems: Sequence[str], args: argparse.Namespace) -> dict[str, tuple[R
     if "m2rag" in systems or "hybrid" in systems:
         from m2rag import M2Embedder
 
-        embedder = M2Embedder(args.model) if args.model else M2Embedder()
+        embedder = M2Embedder(args.model, dtype=args.dtype)
         dense = DenseRanker(embedder, name=args.name, show_progress=True)
-        settings: dict[str, Any] = {"fingerprint": str(embedder.fingerprint), "on_too_long": "window"}
+        settings: dict[str, Any] = {
+            "fingerprint": embedder.fingerprint,
+            "dtype": args.dtype,
+            "on_too_long": "window",
+        }
         if "m2rag" in systems:
             built["m2rag"] = (dense, settings)
         if "hybrid" in systems:
@@ -181,7 +185,7 @@ def main() -> None:
     runner.add_argument("--systems", nargs="+", default=["bm25", "minilm", "m2rag"])
     runner.add_argument("--model", help="checkpoint for m2rag and hybrid; default: the bundled one")
     runner.add_argument("--name", default="m2rag-mini", help="what tables call that checkpoint")
-    runner.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of MiniLM")
+    runner.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="of the matrix products")
     runner.add_argument(
         "--cache",
         type=Path,
