@@ -109,7 +109,7 @@ class LocalBackend:
                     "install the package again, or name a model"
                 )
         else:
-            path = checkpoints._resolve(model)
+            path = checkpoints.resolve_checkpoint(model)
         folder = path if path.is_dir() else path.parent
         encoder = load_checkpoint(path)
         name = str(model) if isinstance(model, str) and not Path(model).exists() else path.resolve().name

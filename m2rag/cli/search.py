@@ -47,6 +47,9 @@ def search(
         ),
     ] = None,
     passages: Annotated[bool, typer.Option("--passages/--no-passages", help="Show the passages that fit best.")] = True,
+    rescore: Annotated[
+        float, typer.Option(help="Weight of the best passage in the order, 0 to 1.", min=0.0, max=1.0)
+    ] = 0.0,
     model: MODEL = None,
     device: DEVICE = None,
     dtype: DTYPE = Dtype.AUTO,
@@ -58,12 +61,12 @@ def search(
     The index is opened with the model it was built with, unless --model says otherwise.
 
     JSON: {query, index, hits: [{id, score, document_score, title, passages: [{text, start, end, score}], metadata,
-    n_tokens, n_windows, truncated}]}; score: mean of document_score (cosine) and the best passage's; start and end:
-    characters of the document's text.
+    n_tokens, n_windows, truncated}]}; score: document_score (cosine), or its mean with the best passage's by --rescore;
+    start and end: characters of the document's text.
     """
     conditions = dict(_condition(item) for item in filter or [])
     with open_index(index, model, device=device, dtype=dtype) as opened:
-        hits = opened.search(query, k, filter=conditions or None, passages=passages)
+        hits = opened.search(query, k, filter=conditions or None, passages=passages, rescore=rescore)
         documents = len(opened)
     if as_json:
         say_json({"query": query, "index": str(index), "hits": [hit_as_json(hit) for hit in hits]})

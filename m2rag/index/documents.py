@@ -49,8 +49,8 @@ class Hit:
 
     Attributes:
         id: its id.
-        score: what hits are ordered by: the mean of `document_score` and the best passage's cosine, unless `search` was
-            told otherwise.
+        score: what hits are ordered by: `document_score`, or its mean with the best passage's cosine, weighted by the
+            `rescore` of the search.
         document_score: cosine of query and whole document.
         title: its title, if it has one.
         passages: its best passages that do not overlap, best first; empty if they were not asked for.

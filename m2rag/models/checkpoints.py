@@ -40,6 +40,7 @@ from m2rag.models.modeling_m2_bert import (
 )
 
 WEIGHT_FILES = ("model.safetensors", "pytorch_model.bin", "model.bin", "model.pt")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.txt")
 BUNDLED = Path(__file__).resolve().parents[1] / "checkpoints"
 
 _HEADS: dict[str | None, type[PreTrainedModel]] = {
@@ -210,7 +211,7 @@ def load_checkpoint(
     unknown = sorted(set(overrides) - {field.name for field in dataclasses.fields(M2BertConfig)})
     if unknown:
         raise TypeError(f"load_checkpoint: no configuration key is named {', '.join(unknown)}")
-    path = _resolve(model)
+    path = resolve_checkpoint(model)
     folder, weights = (path.parent, path) if path.is_file() else (path, _weights_file(path))
     settings = dict(config) if config is not None else _read_config(folder)
     tensors = read_tensors(weights)
@@ -383,7 +384,12 @@ def _listing(names: list[str]) -> str:
     return shown if len(names) <= 8 else f"{shown}, ... ({len(names)} in all)"
 
 
-def _resolve(model: str | Path) -> Path:
+def resolve_checkpoint(model: str | Path) -> Path:
+    """Folder or weights file of a checkpoint named by path, bundled name or repository id (which is downloaded).
+
+    Raises:
+        CheckpointError: there is none.
+    """
     path = Path(model).expanduser()
     if path.exists():
         return path
@@ -404,7 +410,7 @@ def _download(repository: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(repository, allow_patterns=["config.json", *WEIGHT_FILES]))
+        return Path(snapshot_download(repository, allow_patterns=["config.json", *TOKENIZER_FILES, *WEIGHT_FILES]))
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise CheckpointError(
             f"cannot fetch {repository!r} from the model hub ({type(error).__name__}): check the name and the "
