@@ -51,9 +51,10 @@ def test_any_number_of_chunks(tokens, monkeypatch):
     assert relative_rms(result, blockdiag_glu(*tensors, EPS, kernels="naive")) < 1e-6
 
 
-def test_gradients_of_the_definition():
+@pytest.mark.parametrize("kernels", ["naive", "train"])
+def test_gradients(kernels):
     tensors = [t.double().requires_grad_() for t in inputs(2, tokens=2, width=4, inner=4)]
-    assert torch.autograd.gradcheck(lambda *args: blockdiag_glu(*args, EPS), tensors)
+    assert torch.autograd.gradcheck(lambda *args: blockdiag_glu(*args, EPS, kernels=kernels), tensors)
 
 
 def test_dropout_is_for_training():

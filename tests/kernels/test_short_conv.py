@@ -60,7 +60,8 @@ def test_keeps_half_precision(kernels):
         assert relative_rms(result, reference) < 1e-2
 
 
-def test_gradients_of_the_definition():
+@pytest.mark.parametrize("kernels", ["naive", "train"])
+def test_gradients(kernels):
     x, weight, bias = (t.double().requires_grad_() for t in inputs(7, width=2))
     mask = holes(3, 7)
-    assert torch.autograd.gradcheck(lambda *args: short_conv(*args, mask), (x, weight, bias))
+    assert torch.autograd.gradcheck(lambda *args: short_conv(*args, mask, kernels=kernels), (x, weight, bias))

@@ -18,6 +18,7 @@ class _BlockdiagGLU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, w_in, w_out, dtype):
+        wide = torch.promote_types(x.dtype, torch.float32)
         n_blocks, _, block_in = w_in.shape
         x, w_in, w_out = x.to(dtype), w_in.to(dtype), w_out.to(dtype)
         pre = torch.stack(
@@ -26,7 +27,7 @@ class _BlockdiagGLU(torch.autograd.Function):
         gate, value = pre.chunk(2)
         hidden = F.gelu(gate) * value
         ctx.save_for_backward(x, w_in, w_out, pre)
-        return torch.cat([_slice(hidden, k) @ w_out[k].t() for k in range(n_blocks)], dim=-1).float()
+        return torch.cat([_slice(hidden, k) @ w_out[k].t() for k in range(n_blocks)], dim=-1).to(wide)
 
     @staticmethod
     @once_differentiable
@@ -46,7 +47,7 @@ class _BlockdiagGLU(torch.autograd.Function):
         d_pre = [*d_gate, *d_value]
         d_w_in = torch.stack([d_pre[k].t() @ x[:, k * block_in : (k + 1) * block_in] for k in range(n_blocks)])
         d_x = torch.cat([d_pre[k] @ w_in[k] for k in range(n_blocks)], dim=-1)
-        return d_x.float(), d_w_in.float(), d_w_out.float(), None
+        return *(gradient.to(grad.dtype) for gradient in (d_x, d_w_in, d_w_out)), None
 
 
 def _slice(hidden: torch.Tensor, k: int) -> torch.Tensor:
@@ -72,4 +73,4 @@ def blockdiag_glu(
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
     with torch.autocast(device, enabled=False):
         y = _BlockdiagGLU.apply(x.flatten(0, -2), w_in, w_out, dtype).view(x.shape)
-        return F.layer_norm(y + bias + x.float(), (x.shape[-1],), norm_weight, norm_bias, eps)
+        return F.layer_norm(y + bias + x.to(y.dtype), (x.shape[-1],), norm_weight, norm_bias, eps)

@@ -40,12 +40,12 @@ class _Conv3(torch.autograd.Function):
 def short_conv(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, mask: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """See `naive.short_conv`; computed in fp32 whatever autocast says."""
+    """See `naive.short_conv`; computed and returned in fp32 (fp64 if that is given) whatever autocast says."""
     with torch.autocast(x.device.type, enabled=False):
-        x = x.float()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         if mask is not None:
             x = torch.where(mask[..., None], x, 0.0)
-        x1, x2, v = _Conv3.apply(x, weight.float()[:, 0].t().contiguous(), bias.float()).chunk(3, dim=-1)
+        x1, x2, v = _Conv3.apply(x, weight.to(x.dtype)[:, 0].t().contiguous(), bias.to(x.dtype)).chunk(3, dim=-1)
         v = v * x1
         if mask is not None:
             v = torch.where(mask[..., None], v, 0.0)
