@@ -46,6 +46,8 @@ def set_up_logging(verbose: bool) -> None:
     from rich.logging import RichHandler
 
     handler = RichHandler(console=stderr, show_time=verbose, show_path=False, markup=False)
+    # On the handler too: some packages set the level of their own logger.
+    handler.setLevel(logging.DEBUG if verbose else logging.WARNING)
     logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR, handlers=[handler], force=True)
     logging.getLogger("m2rag").setLevel(logging.DEBUG if verbose else logging.WARNING)
     # Documents that fail are listed at the end, with their causes.
