@@ -115,7 +115,14 @@ def test_ctrl_c_keeps_what_is_stored_and_the_same_command_goes_on(run, data, mod
     command = [sys.executable, "-m", "m2rag", "index", str(tmp_path / "documents"), "-i", str(where), "-m", str(model)]
     terminal, theirs = os.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "150", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment)
+    # A test run in the background hands on an ignored SIGINT; the child must have the usual one.
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     os.close(theirs)
     seen = _read_until(terminal, re.compile(rf"[1-9]\d*/{total}\D.*tokens/s"))
     process.send_signal(signal.SIGINT)

@@ -34,7 +34,15 @@ def docs(tmp_path: Path) -> Path:
 def start(action: str, index: Path, docs: Path, seconds: float = 0.0) -> subprocess.Popen[str]:
     command = [sys.executable, str(WORKER), action, str(index), str(docs), str(seconds)]
     pipe = subprocess.PIPE
-    return subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
+    # A test run in the background hands on an ignored SIGINT; the child must have the usual one.
+    return subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
 
 
 def wait_for(process: subprocess.Popen[str], moment: int | str) -> int:
