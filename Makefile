@@ -12,7 +12,7 @@ help:
 	@echo "make demo    index 40 long documents and answer questions about them (no network after set-up)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   speed and memory on this machine's CPU, against the reference algorithm"
+	@echo "make bench   speed and memory on this machine's CPU, against the reference algorithm and BERT-base (15 minutes)"
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -31,7 +31,7 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 bench: $(STAMP)
-	$(BIN)/python benchmarks/speed_cpu.py
+	$(BIN)/python benchmarks/cpu.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
