@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -21,7 +22,7 @@ class Piece:
         document: position of the input in the call.
         window: number of the window in its input, from 0.
         ids: (n,) int32, special tokens and prompt included.
-        text: the characters of the window, for backends that send text.
+        text: the prompt and the characters of the window, for backends that send text.
         weight: share in the input's vector, proportional to the tokens of text in the window.
         spans: (S, 2) int64, begin and end positions in `ids` of the passages wanted, or None.
     """
@@ -35,6 +36,18 @@ class Piece:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class Plan(Protocol):
+    """Which inputs go together, by what they cost together."""
+
+    def total(self, pieces: Sequence[Piece]) -> int:
+        """What these cost as one batch, in tokens."""
+        ...
+
+    def plan(self, pieces: Sequence[Piece], budget: int) -> list[list[int]]:
+        """Positions of `pieces` in batches that cost at most `budget` tokens each, but for single ones that do."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,12 @@ class BatchRule:
 
     def cost(self, longest: int, count: int) -> int:
         return count * (self.pad_to or longest)
+
+    def total(self, pieces: Sequence[Piece]) -> int:
+        return self.cost(max(map(len, pieces)), len(pieces))
+
+    def plan(self, pieces: Sequence[Piece], budget: int) -> list[list[int]]:
+        return plan_batches([len(piece) for piece in pieces], budget, self)
 
 
 def plan_batches(lengths: Sequence[int], budget: int, rule: BatchRule | None = None) -> list[list[int]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,14 +12,18 @@ from typing import Any, cast
 import numpy as np
 
 from m2rag.backends import BUNDLED_MODEL, Backend, BatchTooLargeError
-from m2rag.errors import InvalidInputTypeError
+from m2rag.errors import InvalidInputTypeError, RemoteError
 from m2rag.job import TOO_LONG, EmbeddingJob, JobSettings
+from m2rag.lanes import arun_lanes, run_lanes
 from m2rag.progress import embedding_progress
 from m2rag.results import EmbeddingResult, PassageVectors
 
 PRECISIONS = ("float32", "float16", "int8", "binary")
 
 OnBatch = Callable[[int, int], None]
+
+# What a backend may raise and a job can deal with.
+_OUTCOMES: tuple[type[BatchTooLargeError | RemoteError], ...] = (BatchTooLargeError, RemoteError)
 
 
 class M2Embedder:
@@ -32,26 +36,32 @@ class M2Embedder:
     - `"binary"`: (N, ceil(D / 8)) uint8, one bit per dimension (1 where it is positive), first dimension in the
       highest bit, as `numpy.packbits` does.
 
-    One embedder may be used by several threads at once.
+    The model runs in this process, or behind an OpenAI-style API if `base_url` or `api_key` is given: the same object
+    but for passages (`has_passages`). One embedder may be used by several threads at once.
 
     Args:
         model: folder, weights file, bundled name or repository id; None: the bundled checkpoint. Only a repository id
-            makes use of the network.
+            makes use of the network. With `base_url` or `api_key`: the name the provider knows the model by.
         device: "cpu", "cuda", "cuda:1"; None: the GPU if there is one.
         dtype: "float32", "bfloat16" or "auto": number format of the model's matrix products.
         kernels: "auto", "naive" or "cpu": implementation of the model's operations.
-        max_tokens: a lower limit than the model's, special tokens and prompt included.
+        max_tokens: a lower limit than the model's, special tokens and prompt included. For a remote model that this
+            library knows nothing of, its limit (8,192 if not given).
         on_too_long: what becomes of longer inputs. "error": `InputTooLongError`. "truncate": the first `max_tokens`
             count, `result.truncated` says so. "window": windows of full length that overlap by an eighth, mean of
             their raw vectors weighted by their tokens.
         normalize: scale vectors to length 1.
-        dimensions: keep the first ones only, where the checkpoint was trained for that (Matryoshka).
+        dimensions: keep the first ones only, where the checkpoint was trained for that (Matryoshka); a remote model is
+            asked for so many.
         precision: "float32", "float16", "int8" or "binary".
-        batch_tokens: padded tokens per batch; None: by device.
+        batch_tokens: padded tokens per batch, or tokens per request; None: by device, or by provider.
         query_prompt: text in front of every query; it is tokenised by itself.
         document_prompt: text in front of every document, and of every window of one.
         show_progress: draw a bar on standard error.
-        backend: a backend built elsewhere, instead of `model`, `device`, `dtype` and `kernels`.
+        base_url: where the API is: "https://host/v1", or "together" or "openai". None with an `api_key`: Together.
+        api_key: None: from the environment: TOGETHER_API_KEY, OPENAI_API_KEY, for other hosts M2RAG_API_KEY, if set.
+        backend: a backend built elsewhere, instead of `model`, `device`, `dtype`, `kernels`, `base_url` and `api_key`;
+            `RemoteBackend` has the options of retries, caps and concurrency.
 
     Raises:
         CheckpointError: no checkpoint there, or not a sound one.
@@ -74,6 +84,8 @@ class M2Embedder:
         query_prompt: str = "",
         document_prompt: str = "",
         show_progress: bool = False,
+        base_url: str | None = None,
+        api_key: str | None = None,
         backend: Backend | None = None,
     ) -> None:
         _check_choice("on_too_long", on_too_long, TOO_LONG)
@@ -83,7 +95,23 @@ class M2Embedder:
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens is {batch_tokens}, must be at least 1")
         model_source: str | None = None
-        if backend is None:
+        remote = base_url is not None or api_key is not None
+        if backend is not None:
+            if model is not None or remote:
+                raise ValueError("give model, base_url and api_key, or backend, not both")
+        elif remote:
+            if device is not None or kernels != "auto":
+                raise ValueError("device and kernels are for a model in this process: leave them out with base_url")
+            from m2rag.backends.remote import RemoteBackend
+
+            backend = RemoteBackend(
+                _remote_name(model),
+                base_url=base_url,
+                api_key=api_key,
+                max_tokens=max_tokens,
+                dimensions=dimensions,
+            )
+        else:
             # A path is kept whole: what is stored beside vectors is read from other folders too.
             path = None if model is None else Path(model).expanduser()
             model_source = str(path.resolve()) if path and path.exists() else str(model or BUNDLED_MODEL)
@@ -91,12 +119,11 @@ class M2Embedder:
             from m2rag.backends.local import LocalBackend
 
             backend = LocalBackend.load(model, device=device, dtype=dtype, kernels=kernels)
-        elif model is not None:
-            raise ValueError("give model or backend, not both")
-        self._backend = backend
+        self._backend: Backend = backend
         self._model_source = model_source
         self._max_tokens = self._checked_limit(max_tokens)
-        self._dimension = self._checked_dimensions(dimensions)
+        # None: as many as the backend gives.
+        self._dimensions = self._checked_dimensions(dimensions)
         self._on_too_long = on_too_long
         self._normalize = normalize
         self._precision = precision
@@ -106,7 +133,8 @@ class M2Embedder:
         self._show_progress = show_progress
 
     def __repr__(self) -> str:
-        return f"M2Embedder({self.model_name!r}, dimension={self.dimension}, max_tokens={self.max_tokens})"
+        dimension = self._dimensions or self._backend.dimension
+        return f"M2Embedder({self.model_name!r}, dimension={dimension}, max_tokens={self.max_tokens})"
 
     @property
     def model_name(self) -> str:
@@ -120,13 +148,26 @@ class M2Embedder:
 
     @property
     def dimension(self) -> int:
-        """D, dimensions of a vector (bits, for binary precision)."""
-        return self._dimension
+        """D, dimensions of a vector (bits, for binary precision).
+
+        A remote model that this library does not know is asked for one vector, if it has not given any yet.
+
+        Raises:
+            RemoteError: it does not answer.
+        """
+        if self._dimensions is None and self._backend.dimension is None:
+            self._run(self._probe())
+        return cast("int", self._dimensions or self._backend.dimension)
 
     @property
     def max_tokens(self) -> int:
         """Longest input that is embedded at once, special tokens included."""
         return self._max_tokens
+
+    @property
+    def has_passages(self) -> bool:
+        """Whether passages can be had: they need the model's hidden states, which no remote model gives."""
+        return self._backend.has_spans
 
     @property
     def fingerprint(self) -> str:
@@ -138,19 +179,27 @@ class M2Embedder:
         """
         parts = {
             **self._backend.identity(),
-            "dimensions": str(self._dimension),
+            "dimensions": str(self.dimension),
             "normalize": str(self._normalize).lower(),
             "precision": self._precision,
             "document_prompt": repr(self._document_prompt),
         }
         return " ".join(f"{key}={value}" for key, value in parts.items())
 
+    def close(self) -> None:
+        """Close the connections of a remote model, if there are any. It can be used again."""
+        self._backend.close()
+
+    async def aclose(self) -> None:
+        """As `close`, for the connections of the running event loop too."""
+        await self._backend.aclose()
+
     def info(self) -> dict[str, Any]:
         """Model, device, number formats, limits and fingerprint, ready for JSON."""
         return {
             "model": self.model_name,
             **self._backend.info(),
-            "dimension": self._dimension,
+            "dimension": self.dimension,
             "max_tokens": self._max_tokens,
             "on_too_long": self._on_too_long,
             "normalize": self._normalize,
@@ -200,6 +249,8 @@ class M2Embedder:
             InputTooLongError: an item exceeds `max_tokens` under `on_too_long="error"`.
             OutOfMemoryError: one item alone does not fit into the device's memory.
             NonFiniteError: the model gave NaN or infinity.
+            RemoteError: the remote model failed, under `on_error="skip"` too; what was obtained is in its `result`.
+            ValueError: `passages` of a remote model.
         """
         request = self._documents(texts, on_too_long, on_error, passages, passage_tokens, show_progress, on_batch)
         return self._run(request)
@@ -270,7 +321,10 @@ class M2Embedder:
         on_batch: OnBatch | None,
     ) -> _Request:
         if passages and not self._backend.has_spans:
-            raise ValueError(f"{self.model_name} gives one vector per input: passages need a model in this process")
+            raise ValueError(
+                f"{self.model_name} gives one vector per input and no passages: they need its hidden states, so a "
+                "model in this process. Leave passages out (embedder.has_passages says whether there are any)"
+            )
         settings = self._settings(self._document_prompt, on_too_long, on_error, passage_tokens if passages else None)
         show = self._show_progress if show_progress is None else show_progress
         return _Request(_as_list(texts), settings, show, on_batch)
@@ -282,43 +336,45 @@ class M2Embedder:
         return JobSettings(
             tokenizer=self._backend.tokenizer,
             max_tokens=self._max_tokens,
-            dimension=self._backend.dimension,
             batch_tokens=self._batch_tokens,
             batch_rule=self._backend.batch_rule,
             finish=self._finish,
+            sends_text=self._backend.sends_text,
             prompt=prompt,
             on_too_long=self._on_too_long if on_too_long is None else on_too_long,
             on_error=on_error,
             passage_tokens=passage_tokens,
         )
 
+    def _probe(self) -> _Request:
+        """A request that tells the backend its dimension."""
+        return _Request(["dimension"], self._settings("", "truncate", "raise", None))
+
     def _run(self, request: _Request) -> EmbeddingResult:
         job = EmbeddingJob(request.texts, request.settings)
+        backend = self._backend
         with request.following(job) as advance:
-            while batch := job.next_batch():
-                try:
-                    outputs = self._backend.run(batch)
-                except BatchTooLargeError:
-                    job.too_large(batch)
-                    continue
-                advance(*job.take(batch, outputs))
-        return job.result()
+            for batch, outcome in run_lanes(job.next_batch, backend.run, backend.concurrency, _OUTCOMES):
+                advance(*job.settle(batch, outcome))
+        if not job.has_vectors and not job.failed and backend.dimension is None:
+            self._run(self._probe())
+        return job.result(backend.dimension)
 
     async def _arun(self, request: _Request) -> EmbeddingResult:
         job = await asyncio.to_thread(EmbeddingJob, request.texts, request.settings)
+        backend = self._backend
+        lanes = arun_lanes(job.next_batch, backend.arun, backend.concurrency, _OUTCOMES)
         with request.following(job) as advance:
-            while batch := job.next_batch():
-                try:
-                    outputs = await self._backend.arun(batch)
-                except BatchTooLargeError:
-                    job.too_large(batch)
-                    continue
-                advance(*job.take(batch, outputs))
-        return job.result()
+            async with aclosing(lanes):
+                async for batch, outcome in lanes:
+                    advance(*job.settle(batch, outcome))
+        if not job.has_vectors and not job.failed and backend.dimension is None:
+            await self._arun(self._probe())
+        return job.result(backend.dimension)
 
     def _finish(self, vectors: np.ndarray) -> np.ndarray:
         """Raw vectors (N, D) -> cut, normalised, in the wanted precision."""
-        vectors = vectors[:, : self._dimension]
+        vectors = vectors[:, : self._dimensions]
         if self._normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors / np.maximum(norms, np.finfo(np.float32).tiny)
@@ -338,10 +394,12 @@ class M2Embedder:
             raise ValueError(f"max_tokens is {max_tokens}, must be at least 1")
         return max_tokens
 
-    def _checked_dimensions(self, dimensions: int | None) -> int:
+    def _checked_dimensions(self, dimensions: int | None) -> int | None:
         full = self._backend.dimension
         if dimensions is None or dimensions == full:
             return full
+        if full is None:
+            raise ValueError(f"the backend asks for {self.model_name}'s own dimension: give it dimensions={dimensions}")
         trained = self._backend.matryoshka_dimensions
         if not trained:
             raise ValueError(
@@ -384,6 +442,12 @@ def _as_list(texts: Iterable[str]) -> list[Any]:
     if isinstance(texts, (bytes, bytearray)) or not isinstance(texts, Iterable):
         raise InvalidInputTypeError(f"texts is a {type(texts).__name__}, must be an iterable of str")
     return list(texts)
+
+
+def _remote_name(model: str | Path | None) -> str:
+    if not isinstance(model, str):
+        raise ValueError(f"model is {model!r}, must be the name that the provider at base_url knows the model by")
+    return model
 
 
 def _only_passages(result: EmbeddingResult) -> PassageVectors:

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from m2rag.results import EmbeddingResult
+
 
 class M2RagError(Exception):
     """Base of all errors raised on purpose by this library."""
@@ -44,6 +50,42 @@ class CheckpointError(M2RagError):
 
 class NonFiniteError(M2RagError, ValueError):
     """NaN or infinity in weights, in a model's output or in an answer: never stored, never returned."""
+
+
+class RemoteError(M2RagError):
+    """A remote model refused, failed, or did not answer in time.
+
+    Attributes:
+        status: HTTP status of its last answer; None if there was none.
+        retry_after: seconds it asked to wait; None if it did not.
+        refused: it refused this one input, and takes others.
+        missing: positions of the inputs that have no vector.
+        result: what was obtained before: rows of zeros for the missing, which are in `result.errors` too; None where
+            no inputs were at stake.
+    """
+
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None, refused: bool = False
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.retry_after = retry_after
+        self.refused = refused
+        self.missing: tuple[int, ...] = ()
+        self.result: EmbeddingResult | None = None
+
+    def with_result(self, result: EmbeddingResult, missing: Sequence[int]) -> RemoteError:
+        """This error as the caller sees it, with what was obtained in spite of it."""
+        some = ", ".join(map(str, missing[:10])) + (", ..." if len(missing) > 10 else "")
+        whole = type(self)(
+            f"{self}\n{len(missing):,} of {len(result):,} inputs have no vector: {some} "
+            "(all in error.missing; the vectors of the others are in error.result)",
+            status=self.status,
+            retry_after=self.retry_after,
+            refused=self.refused,
+        )
+        whole.missing, whole.result = tuple(missing), result
+        return whole
 
 
 class MissingDependencyError(M2RagError, ImportError):

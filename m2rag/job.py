@@ -4,8 +4,8 @@ Nothing here waits, computes vectors or knows a backend's kind, so that synchron
 
     job = EmbeddingJob(...)
     while batch := job.next_batch():
-        job.take(batch, backend.run(batch))     # or await backend.arun(batch)
-    result = job.result()
+        job.settle(batch, backend.run(batch))     # or await backend.arun(batch); several at once if the backend likes
+    result = job.result(backend.dimension)
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from m2rag.backends import PieceOutput
-from m2rag.batching import BatchRule, Piece, plan_batches, plan_windows
+from m2rag.backends import BatchTooLargeError, PieceOutput
+from m2rag.batching import Piece, Plan, plan_windows
 from m2rag.errors import (
     InputTooLongError,
     InvalidInputError,
@@ -26,10 +26,11 @@ from m2rag.errors import (
     M2RagError,
     NonFiniteError,
     OutOfMemoryError,
+    RemoteError,
 )
 from m2rag.passages import best_cut, passage_offsets, plan_passages
 from m2rag.results import EmbeddingResult, PassageVectors
-from m2rag.tokenizer import TextTokenizer, Tokens
+from m2rag.tokenizer import Tokenizer, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -45,12 +46,12 @@ _OVERLAP_SHARE, _OVERLAP_MIN = 8, 4
 class JobSettings:
     """How the inputs of one call are treated; see `M2Embedder` for the words."""
 
-    tokenizer: TextTokenizer
+    tokenizer: Tokenizer
     max_tokens: int
-    dimension: int
     batch_tokens: int
-    batch_rule: BatchRule
+    batch_rule: Plan
     finish: Callable[[np.ndarray], np.ndarray]
+    sends_text: bool = False
     prompt: str = ""
     on_too_long: str = "error"
     on_error: str = "raise"
@@ -86,7 +87,9 @@ class EmbeddingJob:
         self.n_tokens = np.zeros(n, dtype=np.int64)
         self._n_used = np.zeros(n, dtype=np.int64)
         self._n_windows = np.zeros(n, dtype=np.int64)
-        self._sums = np.zeros((n, settings.dimension), dtype=np.float32)
+        self._failure: RemoteError | None = None
+        # (N, D) float32, once the first vector says what D is.
+        self._sums: np.ndarray | None = None
         self._weights = np.zeros(n, dtype=np.float64)
         self._pieces_left = np.zeros(n, dtype=np.int64)
         self._offsets: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -108,18 +111,51 @@ class EmbeddingJob:
             pieces.extend(self._pieces(index, valid[index], tokens))
         self.total_docs = int((self._pieces_left > 0).sum())
         self.total_tokens = sum(len(piece) for piece in pieces)
-        plan = plan_batches([len(piece) for piece in pieces], settings.batch_tokens, settings.batch_rule)
+        plan = settings.batch_rule.plan(pieces, settings.batch_tokens)
         # A stack: the parts of a batch that was too large go next.
         self._todo = [[pieces[i] for i in positions] for positions in reversed(plan)]
         self._log_too_long()
 
     def next_batch(self) -> list[Piece] | None:
-        """What to run next, None when all is done."""
-        while self._todo:
+        """What to run next, None when there is nothing left, or nothing to be had after a failure."""
+        while self._todo and self._failure is None:
             batch = [piece for piece in self._todo.pop() if piece.document not in self.errors]
             if batch:
                 return batch
         return None
+
+    def settle(
+        self, batch: Sequence[Piece], outcome: Sequence[PieceOutput] | BatchTooLargeError | RemoteError
+    ) -> tuple[int, int]:
+        """Enter what became of a batch; returns (documents finished, tokens done).
+
+        A remote model that fails ends the job: no further batch is handed out, those under way are still entered, and
+        `result` raises. One that refuses a single input does so only under `on_error="raise"`.
+
+        Raises:
+            NonFiniteError, OutOfMemoryError: see `take` and `too_large`.
+        """
+        if isinstance(outcome, BatchTooLargeError):
+            self.too_large(batch, str(outcome))
+        elif isinstance(outcome, RemoteError):
+            if outcome.refused and self._settings.on_error == "skip":
+                for piece in batch:
+                    self._fail(piece.document, outcome)
+            else:
+                self._failure = self._failure or outcome
+        else:
+            return self.take(batch, outcome)
+        return 0, 0
+
+    @property
+    def failed(self) -> bool:
+        """Whether a remote model failed: `result` will raise."""
+        return self._failure is not None
+
+    @property
+    def has_vectors(self) -> bool:
+        """Whether any vector was entered, so that D is known."""
+        return self._sums is not None
 
     def take(self, batch: Sequence[Piece], outputs: Sequence[PieceOutput]) -> tuple[int, int]:
         """Enter what a batch gave; returns (documents finished, tokens done).
@@ -145,6 +181,8 @@ class EmbeddingJob:
             index = piece.document
             if index in self.errors:
                 continue
+            if self._sums is None:
+                self._sums = np.zeros((len(self.n_tokens), len(output.vector)), dtype=np.float32)
             self._sums[index] += np.float32(piece.weight) * output.vector
             self._weights[index] += piece.weight
             if output.spans is not None:
@@ -155,32 +193,42 @@ class EmbeddingJob:
                 self._complete(index)
         return finished, sum(len(piece) for piece in batch)
 
-    def too_large(self, batch: Sequence[Piece]) -> None:
-        """The batch did not fit into memory: plan it again with half its cost.
+    def too_large(self, batch: Sequence[Piece], reason: str) -> None:
+        """The batch did not fit into memory, or was refused as a whole: plan it again with half its cost.
 
         Raises:
             OutOfMemoryError: it holds one input only; names it (unless `on_error="skip"`).
         """
         rule = self._settings.batch_rule
-        lengths = [len(piece) for piece in batch]
-        cost = rule.cost(max(lengths), len(batch))
         if len(batch) == 1:
             index = batch[0].document
-            reason = f"input {index} ({max(lengths):,} tokens at once) does not fit into the device's memory"
+            what = f"input {index} ({len(batch[0]):,} tokens at once) does not fit into the device's memory"
             self._fail(
-                index, OutOfMemoryError(f"{reason}: use a smaller max_tokens with on_too_long='window', or more memory")
+                index, OutOfMemoryError(f"{what}: use a smaller max_tokens with on_too_long='window', or more memory")
             )
             return
-        logger.warning("a batch of %d inputs (%d padded tokens) is out of memory: halving it", len(batch), cost)
-        plan = plan_batches(lengths, max(cost // 2, 1), rule)
+        cost = rule.total(batch)
+        logger.warning("halving a batch of %d inputs (%d tokens): %s", len(batch), cost, reason.split("\n")[0][:200])
+        plan = rule.plan(batch, max(cost // 2, 1))
         self._todo.extend([batch[i] for i in positions] for positions in reversed(plan))
 
-    def result(self) -> EmbeddingResult:
-        """Vectors in input order, and what happened to each input."""
-        done = self._weights > 0
-        vectors = self._settings.finish(self._sums / np.where(done, self._weights, 1)[:, None].astype(np.float32))
+    def result(self, dimension: int | None) -> EmbeddingResult:
+        """Vectors in input order, and what happened to each input.
+
+        Args:
+            dimension: D, for a job that has no vector.
+
+        Raises:
+            RemoteError: a remote model failed; the error carries the result without the inputs it lacks.
+        """
+        done = (self._weights > 0) & (self._pieces_left == 0)
+        sums = np.zeros((len(done), dimension or 0), dtype=np.float32) if self._sums is None else self._sums
+        vectors = self._settings.finish(sums / np.where(done, self._weights, 1)[:, None].astype(np.float32))
         vectors[~done] = 0
-        return EmbeddingResult(
+        missing = [int(index) for index in np.flatnonzero(~done)]
+        if self._failure is not None:
+            self.errors.update((index, self._failure) for index in missing if index not in self.errors)
+        result = EmbeddingResult(
             vectors=vectors,
             n_tokens=self.n_tokens,
             n_used=np.where(done, self._n_used, 0),
@@ -188,6 +236,9 @@ class EmbeddingJob:
             errors=dict(sorted(self.errors.items())),
             passages=self._passages,
         )
+        if self._failure is not None:
+            raise self._failure.with_result(result, missing)
+        return result
 
     def _checked(self, texts: Sequence[object]) -> dict[int, str]:
         valid: dict[int, str] = {}
@@ -222,11 +273,11 @@ class EmbeddingJob:
             if settings.on_too_long == "error":
                 self._fail(index, InputTooLongError(index, int(self.n_tokens[index]), settings.max_tokens))
                 return []
-            if settings.on_too_long == "truncate":
-                windows = [(0, self._capacity)]
-            else:
-                overlap = max(self._capacity // _OVERLAP_SHARE, min(_OVERLAP_MIN, self._capacity // 2))
-                windows = plan_windows(len(tokens), self._capacity, overlap)
+            windows = self._windows(text, tokens)
+            if not windows:
+                message = f"input {index}: no part of it fits into {settings.max_tokens} tokens"
+                self._fail(index, InvalidInputError(message))
+                return []
         used = windows[-1][1]
         self._n_used[index] = used + n_special
         self._n_windows[index] = self._pieces_left[index] = len(windows)
@@ -239,13 +290,33 @@ class EmbeddingJob:
                     document=index,
                     window=number,
                     ids=np.concatenate([self._prefix, tokens.ids[begin:end], self._suffix]),
-                    text=text if whole else text[tokens.starts[begin] : tokens.ends[end - 1]],
+                    text=settings.prompt + (text if whole else text[tokens.starts[begin] : tokens.ends[end - 1]]),
                     # One window's vector is taken as it is, without rounding by a weight.
                     weight=float(end - begin) if len(windows) > 1 else 1.0,
                     spans=None if spans is None else spans[number] - begin + len(self._prefix),
                 )
             )
         return pieces
+
+    def _windows(self, text: str, tokens: Tokens) -> list[tuple[int, int]]:
+        """The windows of an input that is too long: one under "truncate"; none if there are none that fit."""
+        settings = self._settings
+        size = self._capacity
+        while size > 0:
+            if settings.on_too_long == "truncate":
+                windows = [(0, size)]
+            else:
+                overlap = max(size // _OVERLAP_SHARE, min(_OVERLAP_MIN, size // 2))
+                windows = plan_windows(len(tokens), size, overlap)
+            if not settings.sends_text:
+                return windows
+            # The text is tokenised again where it arrives, and half a word can make more tokens than it had as a part.
+            texts = [settings.prompt + text[tokens.starts[begin] : tokens.ends[end - 1]] for begin, end in windows]
+            excess = int(settings.tokenizer.count(texts).max()) - settings.max_tokens
+            if excess <= 0:
+                return windows
+            size -= excess
+        return []
 
     def _plan_spans(
         self, index: int, text: str, tokens: Tokens, windows: list[tuple[int, int]]

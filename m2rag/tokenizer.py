@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import tokenizers
@@ -53,6 +54,32 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+class Tokenizer(Protocol):
+    """What embedding asks of a tokenizer: it counts, and finds the places where a long text is cut.
+
+    Attributes:
+        prefix: ids in front of every input.
+        suffix: ids behind it.
+        is_continuation: (vocabulary,) bool, ids that continue a word.
+    """
+
+    prefix: tuple[int, ...]
+    suffix: tuple[int, ...]
+    is_continuation: np.ndarray
+
+    def encode(self, text: str) -> Tokens:
+        """Tokens of one text."""
+        ...
+
+    def encode_many(self, texts: Sequence[str]) -> Iterator[Tokens]:
+        """Tokens of each text, in order."""
+        ...
+
+    def count(self, texts: Iterable[str]) -> np.ndarray:
+        """(N,) int64: length of each text in tokens, special tokens included."""
+        ...
 
 
 class TextTokenizer:

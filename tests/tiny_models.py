@@ -80,6 +80,8 @@ class FakeBackend:
         self.batch_rule = rule or BatchRule()
         self.batch_tokens = 256
         self.has_spans = has_spans
+        self.sends_text = False
+        self.concurrency = 1
         self.batches: list[list[Piece]] = []
         self._fails, self._spoil = fails, spoil
         self._table = np.random.default_rng(0).standard_normal((30522, dimension)).astype(np.float32)
@@ -111,3 +113,9 @@ class FakeBackend:
 
     async def arun(self, batch: Sequence[Piece]) -> list[PieceOutput]:
         return await asyncio.to_thread(self.run, batch)
+
+    def close(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass

@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from m2rag.batching import BatchRule, Piece
-from m2rag.tokenizer import TextTokenizer
+from m2rag.batching import Piece, Plan
+from m2rag.tokenizer import Tokenizer
 
 # The checkpoint that comes with the package.
 BUNDLED_MODEL = "m2rag-mini"
 
 
 class BatchTooLargeError(Exception):
-    """The device's memory did not take a batch: it is tried again in halves. Never leaves the embedder."""
+    """Memory or a provider did not take a batch: it is tried again in halves. Never leaves the embedder."""
 
 
 @dataclass(frozen=True)
@@ -37,23 +37,33 @@ class Backend(Protocol):
 
     Attributes:
         model_name: for people; not part of what makes vectors comparable.
-        dimension: D of the raw vectors.
+        dimension: D of the raw vectors; None where it is not known before the first one.
         max_tokens: longest piece in tokens, special tokens included.
         matryoshka_dimensions: shorter dimensions the model was trained for.
         tokenizer: counts, and cuts long texts.
         batch_rule: what a batch costs.
         batch_tokens: budget of a batch where the user gives none.
         has_spans: whether `run` fills `PieceOutput.spans`.
+        sends_text: the model gets a piece's text, not its ids.
+        concurrency: how many calls of `run` are worth having at once.
     """
 
     model_name: str
-    dimension: int
     max_tokens: int
     matryoshka_dimensions: tuple[int, ...]
-    tokenizer: TextTokenizer
-    batch_rule: BatchRule
     batch_tokens: int
     has_spans: bool
+    sends_text: bool
+    concurrency: int
+
+    @property
+    def dimension(self) -> int | None: ...
+
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+    @property
+    def batch_rule(self) -> Plan: ...
 
     def identity(self) -> dict[str, str]:
         """What vectors must share to be comparable, in words short enough to be stored with a collection."""
@@ -67,10 +77,19 @@ class Backend(Protocol):
         """One output per piece, in order. Threads may call at once.
 
         Raises:
-            BatchTooLargeError: out of memory.
+            BatchTooLargeError: out of memory, or more than one request may hold.
+            RemoteError: the model is elsewhere and did not answer.
         """
         ...
 
     async def arun(self, batch: Sequence[Piece]) -> list[PieceOutput]:
         """The same without blocking the event loop."""
+        ...
+
+    def close(self) -> None:
+        """Let go of connections; a later call opens them again."""
+        ...
+
+    async def aclose(self) -> None:
+        """The same, for those of the running event loop too."""
         ...

@@ -85,11 +85,13 @@ class LocalBackend:
         )
         self.batch_tokens = _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS["cpu"])
         self.has_spans = True
+        self.sends_text = False
+        # A second forward pass at once would need twice the memory and finish no sooner.
+        self.concurrency = 1
         self._model = model.to(self.device).eval()
         self._model.kernels = kernels
         self._model.compute_dtype = self.dtype
         self._path = choose("m2_bert", kernels, self.device, inference=True)
-        # One forward pass at a time: two at once would need twice the memory and finish no sooner.
         self._lock = threading.Lock()
 
     @classmethod
@@ -167,6 +169,12 @@ class LocalBackend:
 
     async def arun(self, batch: Sequence[Piece]) -> list[PieceOutput]:
         return await asyncio.to_thread(self.run, batch)
+
+    def close(self) -> None:
+        """Nothing to let go of."""
+
+    async def aclose(self) -> None:
+        """Nothing to let go of."""
 
     @torch.inference_mode()
     def _forward(self, batch: Sequence[Piece]) -> list[PieceOutput]:

@@ -1,0 +1,457 @@
+"""The model behind an OpenAI-style embedding API: Together, OpenAI, or any other server that speaks it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import ssl
+import threading
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import httpx
+
+from m2rag.backends import BatchTooLargeError, PieceOutput
+from m2rag.backends.counting import ByteTokenizer, tokenizer_named
+from m2rag.backends.exchange import (
+    Broken,
+    Gate,
+    Intake,
+    Reply,
+    RetryPolicy,
+    Send,
+    Steps,
+    Wait,
+    exchange,
+    lower_case,
+    server_wait,
+)
+from m2rag.backends.providers import (
+    ASSUMED_MAX_TOKENS,
+    KNOWN_MODELS,
+    OTHER_CAPS,
+    OTHER_KEY_VARIABLE,
+    PROVIDERS,
+    TOGETHER,
+    Caps,
+    Provider,
+    provider_of,
+    runs_here,
+)
+from m2rag.backends.wire import (
+    AnswerError,
+    Complaint,
+    RequestRule,
+    answer_limit,
+    read_complaint,
+    read_vectors,
+    request_body,
+)
+from m2rag.batching import Piece
+from m2rag.errors import RemoteError
+from m2rag.tokenizer import Tokenizer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_CONNECT_SECONDS = 10.0
+_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+
+
+class RemoteBackend:
+    """A model that answers `POST {base_url}/embeddings`.
+
+    Limits are kept before anything is sent: tokens are counted by the model's own tokenizer where it is at hand
+    (bert-base-uncased; OpenAI's, if tiktoken is installed and has the vocabulary in its cache), else bounded by bytes,
+    which refuses or divides texts that would still have fitted: pass `tokenizer` for a model whose tokenizer you have.
+
+    The API key is in no representation, log message, pickle or fingerprint. An unpickled backend takes it from the
+    environment again.
+
+    Args:
+        model: the name the provider knows the model by.
+        base_url: "https://host/v1", or the name of a known provider: "together" (default), "openai".
+        api_key: None: from the environment, TOGETHER_API_KEY or OPENAI_API_KEY for these hosts and for no others,
+            M2RAG_API_KEY for all others, if set.
+        max_tokens: longest input, special tokens included; None: as known of the model, else 8,192.
+        dimensions: ask for vectors of so many; None: the model's own number.
+        tokenizer: counts the model's tokens; None: as known of the model, else a bound by bytes.
+        caps: what one request may hold; None: as known of the provider.
+        concurrency: requests under way at once, for all callers together.
+        retry: tries, waits and deadline.
+
+    Raises:
+        ValueError: an option is out of its range, or a provider that needs a key has none.
+    """
+
+    has_spans = False
+    sends_text = True
+    matryoshka_dimensions: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        max_tokens: int | None = None,
+        dimensions: int | None = None,
+        tokenizer: Tokenizer | None = None,
+        caps: Caps | None = None,
+        concurrency: int = 4,
+        retry: RetryPolicy | None = None,
+    ) -> None:
+        if not model.strip():
+            raise ValueError("model is empty, must be the name that the provider knows the model by")
+        if concurrency < 1:
+            raise ValueError(f"concurrency is {concurrency}, must be at least 1")
+        if dimensions is not None and dimensions < 1:
+            raise ValueError(f"dimensions is {dimensions}, must be at least 1")
+        self._base_url = _address(base_url)
+        self._provider = provider_of(self._base_url.host)
+        self._key_variable = self._provider.key_variable if self._provider else OTHER_KEY_VARIABLE
+        self._key = _Secret(_checked_key(api_key or os.environ.get(self._key_variable)))
+        if self._provider and self._provider.needs_key and not self._key.value:
+            raise ValueError(f"{self._provider.name} needs an API key: set {self._key_variable}, or pass api_key")
+        if self._key.value and self._base_url.scheme == "http" and self._base_url.host not in _LOOPBACK:
+            logger.warning("the API key for %s is sent without encryption: use https", self._base_url.host)
+
+        known = KNOWN_MODELS.get(model.lower())
+        self.model_name = model
+        self.tokenizer = tokenizer or tokenizer_named(known.tokenizer if known else None)
+        self.max_tokens = _limit(model, max_tokens, known.max_tokens if known else None, self.tokenizer)
+        self._asked_dimensions = dimensions
+        self.dimension = dimensions or (known.dimension if known else None)
+        self._caps = caps or (self._provider.caps if self._provider else OTHER_CAPS)
+        self.batch_rule = RequestRule(self._caps.items, self._caps.bytes)
+        self.batch_tokens = self._caps.tokens
+        self.concurrency = concurrency
+        self._retry = retry or RetryPolicy()
+        self._start()
+
+    def _start(self) -> None:
+        """What a copy in another process makes anew."""
+        self._lock = threading.Lock()
+        self._gate = Gate()
+        self._base64 = True
+        # Set once the server took anything: from then on a refusal is about what it was sent.
+        self._answers = False
+        self._ssl: ssl.SSLContext | None = None
+        self._client: tuple[int, httpx.Client] | None = None
+        self._aclients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
+
+    def __repr__(self) -> str:
+        key = "set" if self._key.value else "none"
+        return f"RemoteBackend({self.model_name!r}, base_url={str(self._base_url)!r}, api_key={key})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        made_anew = {"_key", "_lock", "_gate", "_base64", "_answers", "_ssl", "_client", "_aclients"}
+        return {name: value for name, value in vars(self).items() if name not in made_anew}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._key = _Secret(_checked_key(os.environ.get(self._key_variable)))
+        self._start()
+
+    @property
+    def base_url(self) -> str:
+        return str(self._base_url)
+
+    def identity(self) -> dict[str, str]:
+        """Where and by which name the model is served: the weights themselves cannot be seen from here."""
+        place = self._provider.name if self._provider else self._base_url.host
+        return {"remote": place, "model": self.model_name}
+
+    def info(self) -> dict[str, Any]:
+        return {
+            "backend": "remote",
+            "base_url": self.base_url,
+            "tokens": "bounded by bytes" if isinstance(self.tokenizer, ByteTokenizer) else "counted",
+            "concurrency": self.concurrency,
+            "max_items": self._caps.items,
+            "max_bytes": self._caps.bytes,
+            "deadline_s": self._retry.deadline,
+        }
+
+    def run(self, batch: Sequence[Piece]) -> list[PieceOutput]:
+        return self._drive(self._embed(batch))
+
+    async def arun(self, batch: Sequence[Piece]) -> list[PieceOutput]:
+        return await self._adrive(self._embed(batch))
+
+    def close(self) -> None:
+        """Close the connections that calls of `run` have left open."""
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None and client[0] == os.getpid():
+            client[1].close()
+
+    async def aclose(self) -> None:
+        """Close those of the running event loop, and those of `run`."""
+        client = self._aclients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+        self.close()
+
+    # The steps of a call, without any waiting in them.
+
+    def _embed(self, batch: Sequence[Piece]) -> Generator[Send | Wait, Reply | Broken | None, list[PieceOutput]]:
+        """Vectors of the pieces of one request, in order.
+
+        Raises:
+            BatchTooLargeError: the server refused the batch, and it has parts.
+            RemoteError: no answer, or a wrong one. `refused` if it is about the one piece that was sent.
+        """
+        reply = yield from self._ask([piece.text for piece in batch])
+        if not _is_good(reply):
+            complaint = read_complaint(reply.status, reply.body)
+            error = self._explain(reply, complaint)
+            if complaint.about_model or reply.status not in (400, 413, 422):
+                raise error
+            if not self._answers:
+                # Is it the inputs, or would it refuse anything?
+                probe = yield from self._ask(["text"])
+                if not _is_good(probe):
+                    raise error
+                self._answers = True
+            if len(batch) > 1:
+                raise BatchTooLargeError(str(error))
+            raise RemoteError(f"input {batch[0].document}: {error}", status=reply.status, refused=True)
+        try:
+            vectors = read_vectors(reply.data, len(batch))
+        except AnswerError as broken:
+            raise RemoteError(f"{self._place}: {broken}", status=reply.status) from broken
+        self._answers = True
+        self._check_dimension(vectors.shape[1])
+        return [PieceOutput(vector) for vector in vectors]
+
+    def _ask(self, texts: Sequence[str]) -> Steps:
+        """The answer to one request, in base64 if the server knows it."""
+        what = f"{self._place} ({len(texts):,} {'input' if len(texts) == 1 else 'inputs'})"
+        while True:
+            as_base64 = self._base64
+            body = request_body(self.model_name, texts, dimensions=self._asked_dimensions, base64=as_base64)
+            reply = yield from exchange(body, answer_limit(len(texts)), self._retry, self._gate, what)
+            if _is_good(reply) or not as_base64 or not read_complaint(reply.status, reply.body).about_encoding:
+                return reply
+            logger.info("%s takes no encoding_format: asking for plain numbers", self._place)
+            self._base64 = False
+
+    @property
+    def _place(self) -> str:
+        return f"{self.model_name} at {self._base_url.host}"
+
+    def _check_dimension(self, given: int) -> None:
+        with self._lock:
+            if self.dimension is None:
+                self.dimension = given
+        if given == self.dimension:
+            return
+        if self._asked_dimensions:
+            raise RemoteError(
+                f"{self._place}: asked for {self.dimension} dimensions, it gave {given}: it does not shorten its "
+                "vectors, leave dimensions out"
+            )
+        raise RemoteError(f"{self._place}: vectors of {given} dimensions came, they have {self.dimension}")
+
+    def _explain(self, reply: Reply, complaint: Complaint) -> RemoteError:
+        """What an answer that is not tried again means, and what to do."""
+        said = f"HTTP {reply.status}{': ' + complaint.message if complaint.message else ''}"
+        place = self._place
+        if reply.status in (401, 403) and not complaint.about_model:
+            had = "the API key was refused" if self._key.value else "it wants an API key, and there is none"
+            message = f"{place}: {had} ({said}): set {self._key_variable}, or pass api_key"
+        elif complaint.about_model or reply.status == 404:
+            message = f"{place} is not served ({said}). {self._instead()}"
+        elif 300 <= reply.status < 400:
+            message = f"{place}: redirected ({said}), which is not followed with an API key: correct base_url"
+        elif reply.status == 413:
+            message = f"{place}: the request is too large ({said}): pass smaller caps to RemoteBackend"
+        else:
+            message = f"{place}: refused ({said})"
+        wait = server_wait(reply.headers, self._retry.now) if reply.status == 429 else None
+        return RemoteError(message, status=reply.status, retry_after=wait)
+
+    def _instead(self) -> str:
+        if runs_here(self.model_name):
+            return (
+                "The provider may have retired it, as Together did with the M2-BERT models. Use the same weights in "
+                f"this process, M2Embedder({self.model_name!r}) without base_url, or base_url of a server that has them"
+            )
+        return (
+            f"The provider may have retired it, or base_url ({self.base_url}) is not the API's. Its models are listed "
+            f"at {self.base_url}/models; M2Embedder() without base_url runs the bundled model in this process"
+        )
+
+    # The two ways of taking these steps.
+
+    def _drive(self, steps: Generator[Send | Wait, Reply | Broken | None, T]) -> T:
+        outcome: Reply | Broken | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as done:
+                return done.value
+            if isinstance(step, Wait):
+                self._retry.sleep(step.seconds)
+                outcome = None
+            else:
+                outcome = self._post(step)
+
+    async def _adrive(self, steps: Generator[Send | Wait, Reply | Broken | None, T]) -> T:
+        outcome: Reply | Broken | None = None
+        while True:
+            try:
+                step = steps.send(outcome)
+            except StopIteration as done:
+                return done.value
+            if isinstance(step, Wait):
+                await self._retry.asleep(step.seconds)
+                outcome = None
+            else:
+                outcome = await self._apost(step)
+
+    def _post(self, send: Send) -> Reply | Broken:
+        intake = Intake(send, self._retry.clock)
+        try:
+            with self._sync_client().stream(
+                "POST", self._url, content=send.body, timeout=_timeouts(send, self._retry.clock)
+            ) as response:
+                for part in response.iter_bytes():
+                    if broken := intake.take(part):
+                        return broken
+                return self._reply(response, intake.body)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            return _broken(error)
+
+    async def _apost(self, send: Send) -> Reply | Broken:
+        intake = Intake(send, self._retry.clock)
+        try:
+            async with self._async_client().stream(
+                "POST", self._url, content=send.body, timeout=_timeouts(send, self._retry.clock)
+            ) as response:
+                async for part in response.aiter_bytes():
+                    if broken := intake.take(part):
+                        return broken
+                return self._reply(response, intake.body)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            return _broken(error)
+
+    def _reply(self, response: httpx.Response, body: bytes) -> Reply:
+        if response.status_code >= 300 and self._key.value:
+            # Some servers repeat the key they refuse, and what they say goes into messages.
+            body = body.replace(self._key.value.encode(), b"***")
+        return Reply(response.status_code, lower_case(response.headers.items()), body)
+
+    @property
+    def _url(self) -> httpx.URL:
+        return self._base_url.copy_with(path=self._base_url.path.rstrip("/") + "/embeddings")
+
+    def _sync_client(self) -> httpx.Client:
+        with self._lock:
+            # A forked process must not speak on its parent's connections.
+            if self._client is None or self._client[0] != os.getpid():
+                self._client = (os.getpid(), httpx.Client(**self._client_options()))
+            return self._client[1]
+
+    def _async_client(self) -> httpx.AsyncClient:
+        # Connections belong to the event loop they were opened in.
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            if loop not in self._aclients:
+                self._aclients[loop] = httpx.AsyncClient(**self._client_options())
+            return self._aclients[loop]
+
+    def _client_options(self) -> dict[str, Any]:
+        if self._ssl is None:
+            self._ssl = httpx.create_ssl_context()
+        headers = {"Content-Type": "application/json", "Accept": "application/json"}
+        if self._key.value:
+            headers["Authorization"] = f"Bearer {self._key.value}"
+        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
+        return {"headers": headers, "verify": self._ssl, "limits": limits, "follow_redirects": False}
+
+
+class _Secret:
+    """A value that does not show itself in tracebacks and dumps."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: str | None) -> None:
+        self.value = value
+
+    def __repr__(self) -> str:
+        return "***" if self.value else "None"
+
+    def __reduce__(self) -> Any:
+        raise TypeError("an API key is not pickled")
+
+
+def _checked_key(key: str | None) -> str | None:
+    """The key without white space around it; the HTTP library would print an unsendable one."""
+    key = (key or "").strip()
+    if not key:
+        return None
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise ValueError("the API key holds characters that no key has (blanks, line breaks, letters beyond ASCII)")
+    return key
+
+
+def _address(base_url: str | None) -> httpx.URL:
+    named: dict[str, Provider] = {provider.name: provider for provider in PROVIDERS}
+    if base_url is None:
+        return httpx.URL(TOGETHER.base_url)
+    if base_url in named:
+        return httpx.URL(named[base_url].base_url)
+    try:
+        url = httpx.URL(base_url.strip().rstrip("/"))
+    except httpx.InvalidURL as error:
+        raise ValueError(f"base_url is not an address: {error}") from None
+    if url.userinfo or url.query or url.fragment:
+        raise ValueError("base_url holds a user name, password, query or fragment: pass the key as api_key")
+    if url.scheme not in ("http", "https") or not url.host:
+        names = ", ".join(map(repr, named))
+        raise ValueError(f"base_url is {base_url!r}, must begin with http:// or https://, or be one of {names}")
+    if url.path.endswith("/embeddings"):
+        url = url.copy_with(path=url.path.removesuffix("/embeddings"))
+    return url
+
+
+def _limit(model: str, given: int | None, known: int | None, tokenizer: Tokenizer) -> int:
+    if given is not None and given < 1:
+        raise ValueError(f"max_tokens is {given}, must be at least 1")
+    if given is not None and known is not None and given > known:
+        raise ValueError(f"max_tokens is {given:,}, {model} takes at most {known:,}")
+    if given is None and known is None:
+        logger.info(
+            "nothing is known of %s: inputs of up to %s tokens are sent%s; pass max_tokens if that is wrong",
+            *(model, f"{ASSUMED_MAX_TOKENS:,}", " (bounded by bytes)" if isinstance(tokenizer, ByteTokenizer) else ""),
+        )
+    return given or known or ASSUMED_MAX_TOKENS
+
+
+def _is_good(reply: Reply) -> bool:
+    return 200 <= reply.status < 300
+
+
+def _timeouts(send: Send, clock: Callable[[], float]) -> httpx.Timeout:
+    # Waiting for another caller's request to end is no failure of the server.
+    pool = max(send.expires - clock(), 0.001)
+    return httpx.Timeout(send.timeout, connect=min(_CONNECT_SECONDS, send.timeout), pool=pool)
+
+
+def _broken(error: httpx.HTTPError) -> Broken:
+    """What the HTTP library could not do, in a line that holds no header."""
+    cause: BaseException | None = error
+    wrong_certificate = False
+    while cause is not None:
+        wrong_certificate = wrong_certificate or isinstance(cause, ssl.SSLCertVerificationError)
+        cause = cause.__cause__ or cause.__context__
+    final = wrong_certificate or isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol))
+    return Broken(f"{type(error).__name__}: {error}".removesuffix(": "), final=final)
+
+
+__all__ = ["Caps", "RemoteBackend", "RetryPolicy"]

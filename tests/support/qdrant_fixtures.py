@@ -1,0 +1,56 @@
+"""Fixtures of tests that need a Qdrant server: the test double, or with QDRANT_URL a real one.
+
+Import them into a conftest.py. QDRANT_URL is http[s]://HOST:PORT, its key in QDRANT_API_KEY; every test makes a
+collection of its own there and removes it.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from qdrant_client import QdrantClient
+from support.qdrant_server import QdrantTestServer
+
+
+@pytest.fixture(scope="session")
+def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a server that works."""
+    real = os.environ.get("QDRANT_URL")
+    if real:
+        yield real.rstrip("/")
+        return
+    with QdrantTestServer(tmp_path_factory.mktemp("qdrant")) as server:
+        yield server.url
+
+
+@pytest.fixture
+def qdrant(qdrant_url: str) -> Iterator[QdrantClient]:
+    """A client of that server."""
+    client = QdrantClient(qdrant_url, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60, check_compatibility=False)
+    yield client
+    client.close()
+
+
+@pytest.fixture
+def collection(qdrant: QdrantClient) -> Iterator[str]:
+    """A name for a collection that is not there yet and is removed afterwards."""
+    name = f"m2rag-test-{uuid.uuid4().hex}"
+    yield name
+    qdrant.delete_collection(name)
+
+
+@pytest.fixture
+def collection_url(qdrant_url: str, collection: str) -> str:
+    """Its URL."""
+    return f"{qdrant_url}/{collection}"
+
+
+@pytest.fixture
+def double(tmp_path: Path) -> Iterator[QdrantTestServer]:
+    """A test double of the test's own, for what no real server does on order: failing, stopping, being asked for."""
+    with QdrantTestServer(tmp_path / "qdrant-double") as server:
+        yield server
