@@ -145,7 +145,7 @@ class Scratch:
 
 
 class Workspace:
-    """What the cpu path of one model computes in and what it keeps between calls.
+    """What the inference paths of one model compute in and what they keep between calls.
 
     Args:
         compute_dtype: of matrix products and of what passes between layers; sums and transforms are fp32.
@@ -184,6 +184,11 @@ class Workspace:
         if weight.dtype == self.compute_dtype:
             return weight.detach()
         return self.weights.fetch(self.compute_dtype, [weight], lambda: weight.detach().to(self.compute_dtype))
+
+    def fit(self, device: torch.device) -> None:
+        """On a GPU, let the spectra take a quarter of its memory, unless a budget was set."""
+        if device.type == "cuda" and self.spectra.max_bytes == DEFAULT_SPECTRA_BYTES:
+            self.spectra.max_bytes = torch.cuda.get_device_properties(device).total_memory // 4
 
     def keeps_spectra_of(self, nbytes: int) -> bool:
         """Whether spectra of this size are kept."""

@@ -21,8 +21,12 @@ from m2rag.models.configuration_m2_bert import M2BertConfig
 from m2rag_kernels import Workspace, check_kernels, choose, needs_grad
 from m2rag_kernels.blockdiag_glu import blockdiag_glu
 from m2rag_kernels.blockdiag_glu.cpu import blockdiag_glu as blockdiag_glu_cpu
+from m2rag_kernels.dispatch import triton_module
 from m2rag_kernels.long_conv import long_conv
 from m2rag_kernels.long_conv.cpu import ImplicitTaps, SpectrumSource, fft_size
+from m2rag_kernels.long_conv.monarch import MAX_POINTS, Plan
+from m2rag_kernels.long_conv.monarch import plan as monarch_plan
+from m2rag_kernels.long_conv.monarch import spectrum as monarch_spectrum
 from m2rag_kernels.mixer.cpu import MixerWeights, mixer
 from m2rag_kernels.short_conv import short_conv
 
@@ -157,6 +161,20 @@ class LongConvFilter(nn.Module):
         )
 
 
+    def monarch_spectrum(self, plan: Plan, workspace: Workspace) -> torch.Tensor:
+        """What the triton path multiplies by, for inputs of up to N positions: (D, 2, N) in the compute dtype."""
+
+        def make() -> torch.Tensor:
+            left, right = self(min(plan.points, self.l_max))
+            return monarch_spectrum(left, right, self.skip, plan).to(workspace.compute_dtype)
+
+        nbytes = self.skip.shape[0] * 2 * plan.points * workspace.compute_dtype.itemsize
+        if not workspace.keeps_spectra_of(nbytes):
+            return make()
+        sources = [*self.parameters(), *self.buffers()]
+        return workspace.spectra.fetch((plan, workspace.compute_dtype), sources, make)
+
+
 class HyenaFilter(LongConvFilter):
     """The published filter: complex-exponential features, exponential decay. Positions `z` are trained."""
 
@@ -257,9 +275,13 @@ class M2BertMixer(nn.Module):
         workspace: Workspace | None = None,
         kernels: str = "naive",
     ) -> torch.Tensor:
-        """Mix; with a `workspace` on the cpu path: the same in one pass (`m2rag_kernels.mixer`), written over `u`."""
+        """Mix; with a `workspace` as the inference path `kernels` does it: without gradients, with what it keeps.
+
+        The cpu path does everything in one pass (`m2rag_kernels.mixer`), written over `u`.
+        """
         if workspace is not None:
-            return self._forward_cpu(u, mask, workspace)
+            forward = self._forward_triton if kernels == "triton" else self._forward_cpu
+            return forward(u, mask, workspace)
         length = u.shape[1]
         if self.norm is not None:
             u = self.norm(u)
@@ -273,6 +295,21 @@ class M2BertMixer(nn.Module):
             left, right = self.residual_filter(length)
             y = y + long_conv(u.transpose(1, 2), left, right, self.residual_filter.skip, kernels=kernels)
         return self.out_proj(self.dropout(y.transpose(1, 2)))
+
+    def _forward_triton(self, u: torch.Tensor, mask: torch.Tensor | None, workspace: Workspace) -> torch.Tensor:
+        cast = workspace.cast
+        if self.norm is not None:
+            norm = self.norm
+            u = F.layer_norm(u, norm.normalized_shape, cast(norm.weight), cast(norm.bias), norm.eps)
+        x = F.linear(u, cast(self.in_proj.weight), cast(self.in_proj.bias))
+        v, gate = triton_module("short_conv").short_conv(x, self.short_conv.weight, self.short_conv.bias, mask)
+        plan, convolve = monarch_plan(u.shape[1]), triton_module("long_conv").convolve
+        residual = None
+        if self.residual_filter is not None:
+            spectrum = self.residual_filter.monarch_spectrum(plan, workspace)
+            residual = convolve(u.transpose(1, 2), spectrum, plan, mask=mask)
+        y = convolve(v, self.filter.monarch_spectrum(plan, workspace), plan, gate, add=residual)
+        return F.linear(y.transpose(1, 2), cast(self.out_proj.weight), cast(self.out_proj.bias))
 
     def _forward_cpu(self, u: torch.Tensor, mask: torch.Tensor | None, workspace: Workspace) -> torch.Tensor:
         n_fft = fft_size(u.shape[1])
@@ -316,6 +353,9 @@ class M2BertMLP(nn.Module):
         w_in, w_out, norm = self.gate_proj.weight, self.out_proj.weight, self.norm
         if workspace is not None:
             weights = workspace.cast(w_in), workspace.cast(w_out)
+            if kernels == "triton":
+                glu = triton_module("blockdiag_glu").blockdiag_glu
+                return glu(x, *weights, self.out_bias, norm.weight, norm.bias, norm.eps)
             return blockdiag_glu_cpu(x, *weights, self.out_bias, norm.weight, norm.bias, norm.eps, out=x)
         dropout = self.dropout if self.training else 0.0
         return blockdiag_glu(x, w_in, w_out, self.out_bias, norm.weight, norm.bias, norm.eps, dropout, kernels=kernels)
@@ -357,7 +397,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
     @property
     def kernels(self) -> str:
-        """`"auto"`, `"naive"`, `"cpu"` or `"train"`: which implementation computes (see `m2rag_kernels.choose`)."""
+        """`"auto"`, `"naive"`, `"cpu"`, `"train"` or `"triton"`: which implementation computes (see `m2rag_kernels.choose`)."""
         return self.base_model._kernels
 
     @kernels.setter
@@ -366,9 +406,9 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
     @property
     def compute_dtype(self) -> torch.dtype:
-        """float32 or bfloat16: matrix products and activations of the cpu path. Parameters and outputs keep theirs.
+        """float32 or bfloat16: products and activations of the cpu and triton paths at inference.
 
-        The naive path takes `torch.autocast` instead, as training does.
+        Parameters and outputs keep theirs. The naive path takes `torch.autocast` instead, as training does.
         """
         return self.base_model.workspace.compute_dtype
 
@@ -478,10 +518,12 @@ class M2BertModel(M2BertPreTrainedModel):
                 mixing_mask = mask
 
         inference = not self.training and not needs_grad(*self.parameters())
-        path = choose("m2_bert", self.kernels, input_ids.device, inference=inference)
+        path = choose(
+            "m2_bert", self.kernels, input_ids.device, inference=inference, unsupported=self._unsupported_by_triton
+        )
         x = self.embeddings(input_ids, token_type_ids)
-        if path == "cpu":
-            x = self._encode_cpu(x, mixing_mask)
+        if path == "cpu" or (path == "triton" and inference):
+            x = self._encode_for_inference(x, mixing_mask, path)
         else:
             for layer in self.layers:
                 x = layer(x, mixing_mask, kernels=path)
@@ -489,16 +531,25 @@ class M2BertModel(M2BertPreTrainedModel):
 
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pool(x, mask))
 
-    def _encode_cpu(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    def _encode_for_inference(self, x: torch.Tensor, mask: torch.Tensor | None, path: str) -> torch.Tensor:
         dtype = x.dtype
         # The kernels choose their own precision, and the filters must not lose theirs to an outer autocast.
-        with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            self.workspace.fit(x.device)
             workspace = self.workspace.for_one_call()
             x = x.to(workspace.compute_dtype)
             for layer in self.layers:
-                # Every layer writes over its input: one activation of this size is enough memory.
-                x = layer(x, mask, workspace)
+                # On the cpu path every layer writes over its input: one activation of this size is enough memory.
+                x = layer(x, mask, workspace, path)
         return x.to(dtype)
+
+    def _unsupported_by_triton(self) -> str | None:
+        """Why no layer of this shape can take the triton path at inference, or None."""
+        config = self.config
+        if config.max_tokens > MAX_POINTS:
+            return f"the triton kernels take up to {MAX_POINTS} tokens, this model {config.max_tokens}"
+        mlp = self.layers[0].mlp
+        return triton_module("blockdiag_glu").unsupported(mlp.gate_proj.weight, mlp.out_proj.weight)
 
     def pool(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """Hidden states (B, L, D) and mask (B, L) -> (B, D), as `config.pooling` says."""

@@ -141,6 +141,7 @@ def long_conv(
     kernel_rev: torch.Tensor | None,
     skip: torch.Tensor,
     gate: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `m2rag_kernels.long_conv.naive.long_conv`."""
     batch, width, length = u.shape
@@ -155,6 +156,8 @@ def long_conv(
         for row in range(0, batch, rows):
             some = slice(row, row + rows)
             part = u[some, block].float().transpose(0, 1)
+            if mask is not None:
+                part = torch.where(mask[some], part, 0.0)
             padded = part.new_zeros(*part.shape[:2], n_fft)
             padded[..., :length] = part
             result = convolve_padded(padded, spectrum, length).transpose(0, 1)

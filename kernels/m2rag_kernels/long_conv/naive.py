@@ -12,6 +12,7 @@ def long_conv(
     kernel_rev: torch.Tensor | None,
     skip: torch.Tensor,
     gate: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     r"""Depthwise convolution as long as the sequence, optionally from both sides.
 
@@ -26,6 +27,7 @@ def long_conv(
         kernel_rev: taps for distances 1..L to the right, (D, L); None makes the convolution causal.
         skip: weight of the input itself, (D,).
         gate: factor of the result, (B, D, L).
+        mask: (B, L) bool, False at pads: they count as zero, whatever they hold.
 
     Returns:
         (B, D, L), in the dtype of `u`.
@@ -36,6 +38,8 @@ def long_conv(
     # Autocast would run the transforms' elementwise neighbours in half precision, where long sums lose their tail.
     with torch.autocast(u.device.type, enabled=False):
         u = u.float()
+        if mask is not None:
+            u = torch.where(mask[:, None, :], u, 0.0)
         taps = F.pad(kernel.float(), (0, length))
         if kernel_rev is not None:
             taps = taps + F.pad(kernel_rev.float().flip(-1), (length, 0))

@@ -65,10 +65,13 @@ def long_conv(
     kernel_rev: torch.Tensor | None,
     skip: torch.Tensor,
     gate: torch.Tensor | None = None,
+    mask: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """See `naive.long_conv`; computed in fp32 whatever autocast says."""
     dtype = u.dtype
     with torch.autocast(u.device.type, enabled=False):
+        if mask is not None:
+            u = torch.where(mask[:, None, :], u, 0.0)
         y = _LongConv.apply(
             u.float(),
             kernel.float(),
