@@ -15,7 +15,6 @@ import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
-from itertools import count
 from typing import Any
 
 from m2rag.backends.wire import read_complaint
@@ -156,47 +155,48 @@ def exchange(body: bytes, limit: int, policy: RetryPolicy, gate: Gate, what: str
     """
     started = policy.clock()
     expires = started + policy.deadline
-    last: RemoteError | None = None
-    for attempt in count(1):
-        closed = gate.opens - policy.clock()
-        if closed > 0:
-            if gate.opens > expires:
-                raise last or RemoteError(f"{what}: the server asks to wait {closed:,.0f} s", retry_after=closed)
-            yield Wait(closed)
+    reason, status, asked, tries = "not sent", None, None, 0
+
+    def given_up(why: str = "") -> RemoteError:
+        spent = f"{tries} {'try' if tries == 1 else 'tries'} in {policy.clock() - started:,.1f} s"
+        return RemoteError(f"{what}: {reason}. Given up after {spent}{why}", status=status, retry_after=asked)
+
+    def too_late() -> RemoteError:
+        asks = f", the server asks for {asked:,.0f} s more" if asked else ""
+        return given_up(f"{asks}: the deadline is {policy.deadline:,.0f} s")
+
+    while True:
+        shut = gate.opens - policy.clock()
+        if gate.opens > expires and shut > 0:
+            asked = shut
+            raise too_late()
+        if shut > 0:
+            yield Wait(shut)
         left = expires - policy.clock()
-        if left <= 0 and last is not None:
-            raise last
+        if tries and left <= 0:
+            raise too_late()
+        tries += 1
         outcome = yield Send(body, min(policy.timeout, max(left, 0.001)), expires, limit)
         if isinstance(outcome, Reply):
             outcome = _read(outcome)
-        if isinstance(outcome, Reply) and not _worth_retrying(outcome):
-            return outcome
-        assert outcome is not None
-        asked = server_wait(outcome.headers, policy.now) if isinstance(outcome, Reply) else None
+        if isinstance(outcome, Reply):
+            if not _worth_retrying(outcome):
+                return outcome
+            status, asked = outcome.status, server_wait(outcome.headers, policy.now)
+        else:
+            status, asked = None, None
         reason = _reason(outcome)
-        spread = policy.draw() * min(policy.longest_wait, policy.first_wait * 2 ** min(attempt - 1, 30))
+        spread = policy.draw() * min(policy.longest_wait, policy.first_wait * 2 ** min(tries - 1, 30))
         pause = spread if asked is None else asked + min(spread, policy.first_wait)
         now = policy.clock()
         if asked:
             gate.shut_until(now + asked)
-        tries = f"{attempt} {'try' if attempt == 1 else 'tries'} in {now - started:,.1f} s"
-        last = RemoteError(
-            f"{what}: {reason}. Given up after {tries}",
-            status=outcome.status if isinstance(outcome, Reply) else None,
-            retry_after=asked,
-        )
-        if isinstance(outcome, Broken) and outcome.final or attempt >= policy.attempts:
-            raise last
+        if tries >= policy.attempts or isinstance(outcome, Broken) and outcome.final:
+            raise given_up()
         if now + pause > expires:
-            asks = f", the server asks for {asked:,.0f} s more" if asked else ""
-            raise RemoteError(
-                f"{what}: {reason}. Given up after {tries}{asks}: the deadline is {policy.deadline:,.0f} s",
-                status=last.status,
-                retry_after=asked,
-            )
-        logger.warning("%s: %s. Try %d in %.1f s", what, reason, attempt + 1, pause)
+            raise too_late()
+        logger.warning("%s: %s. Try %d in %.1f s", what, reason, tries + 1, pause)
         yield Wait(pause)
-    raise AssertionError("unreachable")
 
 
 def server_wait(headers: Mapping[str, str], now: Callable[[], float]) -> float | None:
@@ -250,9 +250,9 @@ def _worth_retrying(reply: Reply) -> bool:
     return reply.status in _RETRIED or reply.status >= 500
 
 
-def _reason(outcome: Reply | Broken) -> str:
-    if isinstance(outcome, Broken):
-        return outcome.reason
+def _reason(outcome: Reply | Broken | None) -> str:
+    if not isinstance(outcome, Reply):
+        return outcome.reason if outcome else "no answer"
     message = read_complaint(outcome.status, outcome.body).message
     return f"HTTP {outcome.status}{': ' + message if message else ''}"
 

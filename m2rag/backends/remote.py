@@ -8,6 +8,7 @@ import os
 import ssl
 import threading
 from collections.abc import Callable, Generator, Sequence
+from functools import cache
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
@@ -139,7 +140,6 @@ class RemoteBackend:
         self._base64 = True
         # Set once the server took anything: from then on a refusal is about what it was sent.
         self._answers = False
-        self._ssl: ssl.SSLContext | None = None
         self._client: tuple[int, httpx.Client] | None = None
         self._aclients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 
@@ -148,7 +148,7 @@ class RemoteBackend:
         return f"RemoteBackend({self.model_name!r}, base_url={str(self._base_url)!r}, api_key={key})"
 
     def __getstate__(self) -> dict[str, Any]:
-        made_anew = {"_key", "_lock", "_gate", "_base64", "_answers", "_ssl", "_client", "_aclients"}
+        made_anew = {"_key", "_lock", "_gate", "_base64", "_answers", "_client", "_aclients"}
         return {name: value for name, value in vars(self).items() if name not in made_anew}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -366,13 +366,17 @@ class RemoteBackend:
             return self._aclients[loop]
 
     def _client_options(self) -> dict[str, Any]:
-        if self._ssl is None:
-            self._ssl = httpx.create_ssl_context()
         headers = {"Content-Type": "application/json", "Accept": "application/json"}
         if self._key.value:
             headers["Authorization"] = f"Bearer {self._key.value}"
         limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-        return {"headers": headers, "verify": self._ssl, "limits": limits, "follow_redirects": False}
+        return {"headers": headers, "verify": _ssl_context(), "limits": limits, "follow_redirects": False}
+
+
+@cache
+def _ssl_context() -> ssl.SSLContext:
+    """One for all clients: reading the certificates takes tens of milliseconds."""
+    return httpx.create_ssl_context()
 
 
 class _Secret:
