@@ -11,7 +11,10 @@ from m2rag.results import EmbeddingResult
 
 
 class Embedder(Protocol):
-    """Whole texts in, one vector of D numbers each, passages on request. `M2Embedder` is one."""
+    """Whole texts in, one vector of D numbers each, passages on request. `M2Embedder` is one.
+
+    An embedder that has no passages says so by an attribute `has_passages` that is False: then it is not asked for any.
+    """
 
     @property
     def dimension(self) -> int:

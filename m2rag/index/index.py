@@ -107,6 +107,7 @@ class LongDocumentIndex:
             DocumentError: a folder holds no document of a supported kind; nothing was done.
             IndexMismatchError: the embedder is not the index's, or its vectors have another dimension.
             InvalidInputError, InvalidInputTypeError: an argument is wrong.
+            RemoteError: a remote model gave not one vector of a group of documents; those before are stored.
             StoreError: the store failed.
         """
         if on_too_long not in POLICIES:

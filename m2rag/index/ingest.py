@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from m2rag.errors import IndexMismatchError, InvalidInputError, M2RagError, NonFiniteError
+from m2rag.errors import IndexMismatchError, InvalidInputError, M2RagError, NonFiniteError, RemoteError
 from m2rag.index.documents import (
     AddProgress,
     AddReport,
@@ -108,13 +108,19 @@ class Ingest:
     def _embed_and_store(self, group: Sequence[Pending]) -> None:
         check_embedder(self._store, self._embedder)
         self._monitor.show(group[0].document.id)
-        result = self._embedder.embed_documents(
-            [pending.document.text for pending in group],
-            on_too_long=self._policy,
-            on_error="skip",
-            passages=True,
-            on_batch=self._monitor.embedding,
-        )
+        try:
+            result = self._embedder.embed_documents(
+                [pending.document.text for pending in group],
+                on_too_long=self._policy,
+                on_error="skip",
+                passages=getattr(self._embedder, "has_passages", True),
+                on_batch=self._monitor.embedding,
+            )
+        except RemoteError as error:
+            # Part of the answer is stored and the rest reported; a model that answers nothing ends the run.
+            if error.result is None or len(error.missing) == len(group):
+                raise
+            result = error.result
         vectors = np.asarray(result.vectors, dtype=np.float32)
         if vectors.shape != (len(group), self._store.manifest.dimension):
             given = f"{self._embedder.fingerprint}: vectors {vectors.shape} for {len(group)} documents"
