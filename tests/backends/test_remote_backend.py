@@ -8,9 +8,14 @@ import copy
 import json
 import logging
 import pickle
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -948,3 +953,62 @@ def test_passages_are_refused_before_anything_is_sent(embed: Embed, server: Embe
     with pytest.raises(ValueError, match="no passages"):
         embedder.embed_passages("a")
     assert not server.requests
+
+
+# The process around it
+
+
+def child(code: str, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_no_torch_is_needed(server: EmbeddingServer) -> None:
+    code = (
+        "import sys; from m2rag import M2Embedder; M2Embedder('m', base_url=sys.argv[1]).embed_query('a'); "
+        "print([name for name in ('torch', 'transformers', 'qdrant_edge') if name in sys.modules])"
+    )
+    assert child(code, server.url).communicate(timeout=60)[0].strip() == "[]"
+
+
+def test_an_interrupt_does_not_wait_for_the_server() -> None:
+    """Two requests hang in threads of their own; neither keeps the process."""
+    together, release = threading.Barrier(3), threading.Event()
+
+    def fault(request: Request) -> None:
+        together.wait(timeout=60)
+        release.wait(timeout=60)
+
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from m2rag import M2Embedder; from m2rag.backends.remote import Caps, RemoteBackend\n"
+        "backend = RemoteBackend('m', base_url=sys.argv[1], caps=Caps(1, 9999, 9999), concurrency=2)\n"
+        "try: M2Embedder(backend=backend).embed_documents('abcd')\n"
+        "except KeyboardInterrupt: print('interrupted')\n"
+    ).replace("'abcd'", "list('abcd')")
+    with serving(fault) as server:
+        process = child(code, server.url)
+        together.wait(timeout=60)
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=20)[0].strip() == "interrupted"
+        release.set()
+
+
+def test_a_forked_process_opens_connections_of_its_own(
+    server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = RemoteBackend("m", base_url=server.url)
+    ours = backend._sync_client()
+    assert backend._sync_client() is ours
+    monkeypatch.setattr("os.getpid", lambda: -1)
+    assert backend._sync_client() is not ours
+
+
+def test_the_readme_example_runs(server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    readme = (Path(__file__).resolve().parents[2] / "README.md").read_text(encoding="utf-8")
+    section = readme.split("\n## Remote models\n")[1].split("\n## ")[0]
+    [code] = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
+    scope: dict[str, Any] = {"M2Embedder": M2Embedder, "texts": TEXTS}
+    exec(code.replace("https://host/v1", server.url), scope)
+    assert scope["result"].shape == (10, DIMENSION)
+    scope["embedder"].close()
