@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 import sys
 from enum import Enum
 from pathlib import Path
@@ -60,6 +61,13 @@ def _on_verbose(verbose: bool) -> bool:
     return verbose
 
 
+def _on_index(place: str | None) -> str | None:
+    """A file where a folder belongs is a usage error, like every other wrong path."""
+    if place is not None and "://" not in place and Path(place).is_file():
+        raise typer.BadParameter(f"{place} is a file")
+    return place
+
+
 VERBOSE = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show log messages, and tracebacks of errors.", callback=_on_verbose)
 ]
@@ -78,7 +86,25 @@ DEVICE = Annotated[
     typer.Option("--device", help="cpu, cuda, cuda:1. Default: the GPU if there is one.", show_default=False),
 ]
 DTYPE = Annotated[Dtype, typer.Option("--dtype", help="Number format of matrix products; auto: bfloat16 if fast.")]
-INDEX = Annotated[Path, typer.Option("--index", "-i", metavar="DIR", help="Folder of the index.", file_okay=False)]
+_INDEX: Any = typer.Option(
+    "--index",
+    "-i",
+    metavar="PLACE",
+    help="The index: a folder, or the URL of a collection on a Qdrant server, https://HOST:6333/COLLECTION.",
+    callback=_on_index,
+    show_default=False,
+)
+INDEX = Annotated[str, _INDEX]
+SOME_INDEX = Annotated[str | None, _INDEX]
+API_KEY = Annotated[
+    str | None,
+    typer.Option(
+        "--api-key",
+        metavar="KEY",
+        help="Key of the server. Better in the environment variable QDRANT_API_KEY: others can see command lines.",
+        show_default=False,
+    ),
+]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -159,31 +185,38 @@ def _check_device(device: str | None) -> None:
 
 
 def open_index(
-    folder: Path, model: str | None, *, device: str | None, dtype: Dtype, create: bool = False
+    place: str | Path,
+    model: str | None,
+    *,
+    device: str | None,
+    dtype: Dtype,
+    create: bool = False,
+    api_key: str | None = None,
 ) -> LongDocumentIndex:
     """Open an index with the model given, else the one it was built with, else the bundled one.
 
     A missing index, or one in use, is told before a model is loaded.
     """
     from m2rag.index import LongDocumentIndex
-    from m2rag.stores import VectorStore, open_store
+    from m2rag.stores import VectorStore, open_store, without_secrets
 
+    shown = shlex.quote(without_secrets(str(place)))
     store: VectorStore | None = None
     try:
-        store = open_store(folder)
+        store = open_store(place, api_key=api_key)
     except IndexNotFoundError as error:
         if not create:
-            raise IndexNotFoundError(f"{error}: make one with m2rag index PATHS --index {folder}") from error
+            raise IndexNotFoundError(f"{error}: make one with m2rag index PATHS --index {shown}") from error
     remembered = store.manifest.model if store is not None else None
     try:
         embedder = load_embedder(model or remembered, device=device, dtype=dtype)
-        return LongDocumentIndex(folder if store is None else store, embedder)
+        return LongDocumentIndex(place if store is None else store, embedder, api_key=api_key)
     except BaseException as error:
         if store is not None:
             store.close()
         if isinstance(error, CheckpointError) and remembered and not model:
             raise CheckpointError(
-                f"the index at {folder} was built with the model {remembered}, which cannot be loaded: {error}. "
+                f"the index at {shown} was built with the model {remembered}, which cannot be loaded: {error}. "
                 "If it was moved, say where to with --model"
             ) from error
         raise

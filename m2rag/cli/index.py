@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from m2rag.cli.common import (
+    API_KEY,
     AS_JSON,
     DEVICE,
     DTYPE,
@@ -47,6 +48,7 @@ def index(
         ),
     ],
     index: INDEX,
+    api_key: API_KEY = None,
     model: MODEL = None,
     on_too_long: Annotated[
         TooLong, typer.Option("--on-too-long", help="Texts longer than the model takes: windows, a cut, or a failure.")
@@ -72,21 +74,22 @@ def index(
             raise typer.BadParameter(f"{path} does not exist", param_hint="PATHS")
     sources: list[Source] = [_standard_input(name) if str(path) == "-" else path for path in paths]
     plan(sources, [])  # a folder without documents is told before a model is loaded or an index made
-    with open_index(index, model, device=device, dtype=dtype, create=True) as opened:
+    with open_index(index, model, device=device, dtype=dtype, create=True, api_key=api_key) as opened:
+        place = opened.location
         try:
             with index_progress() as show:
                 report = opened.add(sources, on_too_long=on_too_long.value, progress=show)
         except KeyboardInterrupt as interrupt:
             note(
-                f"Stopped. {plural(len(opened), 'document')} safe in {index}: run the same command again to go on "
+                f"Stopped. {plural(len(opened), 'document')} safe in {place}: run the same command again to go on "
                 "from there."
             )
             raise typer.Exit(INTERRUPTED) from interrupt
         documents = len(opened)
     if as_json:
-        say_json({"index": str(index), "documents": documents, **report_as_json(report)})
+        say_json({"index": place, "documents": documents, **report_as_json(report)})
     else:
-        _show(report, index, documents)
+        _show(report, place, documents)
     if report.failed:
         raise typer.Exit(SOME_FAILED)
 
@@ -133,7 +136,7 @@ def _standard_input(name: str) -> Document:
     return Document(name, decode_text(sys.stdin.buffer.read(), Path("standard input")), title=name)
 
 
-def _show(report: AddReport, index: Path, documents: int) -> None:
+def _show(report: AddReport, index: str, documents: int) -> None:
     parts = [f"{report.added:,} added", f"{report.replaced:,} replaced", f"{report.unchanged:,} unchanged"]
     if report.failed:
         parts.append(f"{len(report.failed):,} failed")
@@ -153,4 +156,4 @@ def _show(report: AddReport, index: Path, documents: int) -> None:
     if len(report.failed) > _LISTED:
         note(f"... and {len(report.failed) - _LISTED:,} more; --json lists all", style="red")
     if documents:
-        say(f'Search it: m2rag search "your question" --index {shlex.quote(str(index))}')
+        say(f'Search it: m2rag search "your question" --index {shlex.quote(index)}')

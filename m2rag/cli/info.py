@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from m2rag.cli.common import AS_JSON, DEVICE, DTYPE, MODEL, VERBOSE, Dtype, load_embedder, say, say_json
+from m2rag.cli.common import (
+    API_KEY,
+    AS_JSON,
+    DEVICE,
+    DTYPE,
+    MODEL,
+    SOME_INDEX,
+    VERBOSE,
+    Dtype,
+    load_embedder,
+    say,
+    say_json,
+)
 
 
 def info(
-    index: Annotated[
-        Path | None,
-        typer.Option("--index", "-i", metavar="DIR", help="Folder of an index.", file_okay=False, show_default=False),
-    ] = None,
+    index: SOME_INDEX = None,
+    api_key: API_KEY = None,
     model: MODEL = None,
     device: DEVICE = None,
     dtype: DTYPE = Dtype.AUTO,
@@ -31,7 +40,7 @@ def info(
     if index is not None:
         from m2rag.index import read_info
 
-        facts = read_info(index)
+        facts = read_info(index, api_key=api_key)
     else:
         facts = load_embedder(model, device=device, dtype=dtype).info()
     if as_json:
@@ -42,7 +51,7 @@ def info(
 
 
 def _shown(name: str, value: Any) -> str:
-    if name == "size_bytes":
+    if name == "size_bytes" and value is not None:
         return f"{value / 1e6:,.1f} MB"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"

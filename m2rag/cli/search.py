@@ -9,6 +9,7 @@ import typer
 from rich.text import Text
 
 from m2rag.cli.common import (
+    API_KEY,
     AS_JSON,
     DEVICE,
     DTYPE,
@@ -34,6 +35,7 @@ _WIDTH = 320  # characters of a passage that are shown
 def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What you look for, in any words.", show_default=False)],
     index: INDEX,
+    api_key: API_KEY = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.", min=1)] = 10,
     filter: Annotated[
         list[str] | None,
@@ -65,11 +67,12 @@ def search(
     start and end: characters of the document's text.
     """
     conditions = dict(_condition(item) for item in filter or [])
-    with open_index(index, model, device=device, dtype=dtype) as opened:
+    with open_index(index, model, device=device, dtype=dtype, api_key=api_key) as opened:
+        place = opened.location
         hits = opened.search(query, k, filter=conditions or None, passages=passages, rescore=rescore)
         documents = len(opened)
     if as_json:
-        say_json({"query": query, "index": str(index), "hits": [hit_as_json(hit) for hit in hits]})
+        say_json({"query": query, "index": place, "hits": [hit_as_json(hit) for hit in hits]})
         return
     for rank, hit in enumerate(hits, start=1):
         show_hit(rank, hit, query)

@@ -34,30 +34,39 @@ _HIT_FIELDS = ("id", "title", "metadata", "n_tokens", "n_used", "n_windows")
 
 
 class LongDocumentIndex:
-    """Whole documents with one vector each, kept in a folder and found by meaning.
+    """Whole documents with one vector each, kept in a folder or on a Qdrant server and found by meaning.
 
     Every write and query is preceded by a check that the embedder is the one the index was built with. What `add` has
     stored survives the death of the process at any moment; running the same `add` again completes it, and embeds
     nothing twice. Searching from several threads is fine; writers take turns.
 
     Args:
-        path_or_store: the index folder, or an open store.
+        path_or_store: the index folder, the URL of a collection (`https://HOST:6333/COLLECTION` of a Qdrant server or
+            cloud; others come with packages), or an open store.
         embedder: makes the vectors.
         create: make a new index where there is none.
+        api_key: of the server; default: the environment variable QDRANT_API_KEY.
 
     Raises:
         IndexNotFoundError: there is no index and `create` is False.
         IndexMismatchError: the index was built with another embedder.
         IndexLockedError: another process has the folder open.
-        StoreError: the folder holds other things, is damaged or cannot be written.
+        StoreError: the folder or collection holds other things, is damaged, or cannot be reached or written.
     """
 
-    def __init__(self, path_or_store: str | Path | VectorStore, embedder: Embedder, *, create: bool = True) -> None:
+    def __init__(
+        self,
+        path_or_store: str | Path | VectorStore,
+        embedder: Embedder,
+        *,
+        create: bool = True,
+        api_key: str | None = None,
+    ) -> None:
         self._embedder = embedder
         self._writing = threading.Lock()
         if isinstance(path_or_store, (str, Path)):
             new = (new_manifest(embedder), index_schema(embedder.dimension)) if create else None
-            self._store = open_store(path_or_store, create=new)
+            self._store = open_store(path_or_store, create=new, api_key=api_key)
         else:
             self._store = path_or_store
         try:
@@ -73,6 +82,11 @@ class LongDocumentIndex:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    @property
+    def location(self) -> str:
+        """Folder or URL of the index, without any key."""
+        return self._store.location
 
     def close(self) -> None:
         """Write what is pending and let others open the folder. Closing twice is fine."""
@@ -231,17 +245,20 @@ class LongDocumentIndex:
         return isinstance(id, str) and bool(self._store.retrieve([point_id(id)]))
 
     def info(self) -> dict[str, Any]:
-        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, created, versions."""
+        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, created, versions.
+
+        `path` is the folder or URL; `size_bytes` is None on a server, which does not tell.
+        """
         return _info(self._store)
 
 
-def read_info(path: str | Path) -> dict[str, Any]:
+def read_info(path: str | Path, *, api_key: str | None = None) -> dict[str, Any]:
     """What an index holds, without its embedder; see `LongDocumentIndex.info`.
 
     Raises:
         IndexNotFoundError, IndexLockedError, StoreError: it cannot be opened.
     """
-    store = open_store(path)
+    store = open_store(path, api_key=api_key)
     try:
         return _info(store)
     finally:

@@ -140,8 +140,13 @@ class Ingest:
                     f"the vector of document {pending.document.id!r} holds NaN or infinity: it was not stored"
                 )
                 self._monitor.fail(pending.document.id, cause)
-        if points:
-            self._store.upsert(points)
+        # A new document may have been stored by a try whose answer was lost: then it is not written a second time.
+        new = [point for point, pending in zip(points, stored, strict=True) if pending.is_new]
+        changed = [point for point, pending in zip(points, stored, strict=True) if not pending.is_new]
+        if new:
+            self._store.upsert(new, insert_only=True)
+        if changed:
+            self._store.upsert(changed)
         self._monitor.stored(stored, sum(point.payload["n_tokens"] for point in points))
 
     def _point(self, pending: Pending, vector: np.ndarray, result: EmbeddingResult, i: int) -> Point:

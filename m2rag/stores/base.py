@@ -47,35 +47,71 @@ class VectorSpec:
         size: dimension D.
         multi: a point holds a matrix (P, D) under this name instead of one (D,) vector.
         searched: an approximate index is worth its price; False for vectors that are only fetched.
+        quantization: also keep a copy of 8 bits ("scalar") or 1 bit ("binary") a number, which searches go through
+            first; what they find is scored with the vector itself.
     """
 
     name: str
     size: int
     multi: bool = False
     searched: bool = True
+    quantization: Literal["scalar", "binary"] | None = None
 
 
 @dataclass(frozen=True)
 class Schema:
-    """The vectors of a collection, and the payload fields whose values can be listed without reading payloads."""
+    """What a collection holds.
+
+    Attributes:
+        vectors: dense vectors.
+        listed_fields: payload fields whose values can be listed without reading payloads.
+        sparse: names of sparse vectors, compared by dot product with the query's numbers weighed by rarity (IDF).
+    """
 
     vectors: tuple[VectorSpec, ...]
     listed_fields: Mapping[str, Literal["keyword", "integer"]] = field(default_factory=dict)
+    sparse: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class SparseVector:
+    """A vector of which only some numbers are not 0.
+
+    Attributes:
+        indices: (S,) integers in [0, 2**32), each once.
+        values: (S,) float32.
+    """
+
+    indices: np.ndarray
+    values: np.ndarray
 
 
 @dataclass(frozen=True)
 class Point:
-    """One stored document: id, vectors by name ((D,) or (P, D) float32), payload, and its score after a query."""
+    """One stored document.
+
+    Attributes:
+        id: its id.
+        vectors: dense vectors by name, (D,) or (P, D) float32.
+        payload: JSON values.
+        score: how near it is, after a query.
+        sparse: sparse vectors by name.
+    """
 
     id: UUID
     vectors: Mapping[str, np.ndarray]
     payload: Mapping[str, Any]
     score: float = 0.0
+    sparse: Mapping[str, SparseVector] = field(default_factory=dict)
 
 
 @runtime_checkable
 class VectorStore(Protocol):
-    """One open collection. Every method raises `StoreError` when the store fails or is closed."""
+    """One open collection. Every method raises `StoreError` when the store fails or is closed.
+
+    A store that others can change while it is open checks before every write and query that the collection is still
+    of the fingerprint in `manifest`, and raises `IndexMismatchError` if it is not.
+    """
 
     @property
     def location(self) -> str:
@@ -91,26 +127,33 @@ class VectorStore(Protocol):
         """Points in the collection."""
         ...
 
-    def upsert(self, points: Sequence[Point]) -> None:
-        """Write or replace points. Once this returns they survive the death of this process."""
+    def upsert(self, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """Write or replace points. Once this returns they survive the death of this process.
+
+        With `insert_only` points that are there already are left alone. A call that fails may have written some of the
+        points, each of them whole; the same call again puts that right.
+        """
         ...
 
     def retrieve(
         self, ids: Sequence[UUID], *, payload: Sequence[str] = (), vectors: Sequence[str] = ()
     ) -> dict[UUID, Point]:
-        """Points by id with the named payload fields and vectors; ids that are not stored are absent."""
+        """Points by id with the named payload fields and dense vectors; ids that are not stored are absent."""
         ...
 
     def query(
         self,
         name: str,
-        vector: np.ndarray,
+        vector: np.ndarray | SparseVector,
         *,
         limit: int,
         filter: Filter | None = None,
         payload: Sequence[str] = (),
     ) -> list[Point]:
-        """The `limit` points whose vector `name` is nearest by cosine to `vector` (D,), best first."""
+        """The `limit` points nearest to `vector`, best first: by cosine to a vector (D,), or by a sparse one.
+
+        A point that has no vector of this name, or none of whose sparse numbers meet the query's, is not found.
+        """
         ...
 
     def values(self, listed_field: str) -> dict[str | int, int]:
@@ -129,8 +172,8 @@ class VectorStore(Protocol):
         """Let the engine build or merge its search structures where it finds that worth while."""
         ...
 
-    def size_bytes(self) -> int:
-        """Space taken, in bytes."""
+    def size_bytes(self) -> int | None:
+        """Space taken, in bytes; None where the store does not tell."""
         ...
 
     def close(self) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 from m2rag.errors import IndexLockedError, StoreError
-from m2rag.stores.base import FORMAT, Manifest
+from m2rag.stores.base import Manifest
+from m2rag.stores.manifest import manifest_from_json, manifest_to_json
 
 MANIFEST_FILE = "m2rag.json"
 LOCK_FILE = "m2rag.lock"
@@ -71,7 +71,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write the manifest so that a reader sees all of it or none."""
     partial = folder / f"{MANIFEST_FILE}.partial"
     with partial.open("w", encoding="utf-8") as file:
-        json.dump(asdict(manifest), file, indent=2)
+        json.dump(manifest_to_json(manifest), file, indent=2)
         file.flush()
         os.fsync(file.fileno())
     partial.replace(folder / MANIFEST_FILE)
@@ -90,23 +90,7 @@ def read_manifest(folder: Path) -> Manifest | None:
         return None
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({error}): restore it or build the index anew") from error
-    try:
-        version = int(stored["format"])
-        if version > FORMAT:
-            raise StoreError(
-                f"the index at {folder} has format {version}, written by m2rag {stored.get('m2rag_version')}; "
-                f"this version reads up to format {FORMAT}: upgrade m2rag"
-            )
-        return Manifest(
-            fingerprint=str(stored["fingerprint"]),
-            dimension=int(stored["dimension"]),
-            created=str(stored["created"]),
-            m2rag_version=str(stored["m2rag_version"]),
-            format=version,
-            model=None if stored.get("model") is None else str(stored["model"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise StoreError(f"{path} is damaged ({error!r}): restore it or build the index anew") from error
+    return manifest_from_json(stored, index=str(folder), kept_in=str(path))
 
 
 def size_on_disk(folder: Path) -> int:

@@ -12,16 +12,18 @@ from uuid import UUID
 import numpy as np
 import qdrant_edge as engine
 
-from m2rag.errors import IndexNotFoundError, InvalidInputError, StoreError
-from m2rag.stores.base import Filter, Manifest, Point, Scalar, Schema, VectorSpec
+from m2rag.errors import IndexNotFoundError, StoreError
+from m2rag.stores.base import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
 from m2rag.stores.folder import LOCK_FILE, MANIFEST_FILE, FolderLock, read_manifest, size_on_disk, write_manifest
+from m2rag.stores.qdrant import EXACT_UP_TO, NO_GRAPH, OVERSAMPLING, Condition, check_points, conditions
 
 SHARD = "shard"
 UNFINISHED_SHARD = "shard.unfinished"
 
-EXACT_UP_TO = 20_000
-"""Collections up to this many points are searched exactly: below a few milliseconds, and no recall to think about."""
-
+_QUANTIZED: dict[str, Any] = {
+    "scalar": lambda: engine.ScalarQuantizationConfig(engine.ScalarType.Int8, memory=engine.Memory.Pinned),
+    "binary": lambda: engine.BinaryQuantizationConfig(memory=engine.Memory.Pinned),
+}
 _FIELD_TYPES = {"keyword": engine.PayloadSchemaType.Keyword, "integer": engine.PayloadSchemaType.Integer}
 
 
@@ -77,23 +79,18 @@ class EdgeStore:
         with self._engine("count") as shard:
             return shard.count(engine.CountRequest(exact=True))
 
-    def upsert(self, points: Sequence[Point]) -> None:
+    def upsert(self, points: Sequence[Point], *, insert_only: bool = False) -> None:
         """Write or replace points; when this returns they are in the engine's write-ahead log.
 
         Raises:
             StoreError: a vector has a wrong dimension or holds NaN or infinity (then no point of the call is written),
                 or the engine failed.
         """
-        for point in points:  # the engine stores NaN, and the points before one with a wrong dimension
-            for name, vector in point.vectors.items():
-                if vector.shape[-1] != self._manifest.dimension or not np.isfinite(vector).all():
-                    raise StoreError(
-                        f"vector {name!r} of point {point.id} cannot be stored in the index at {self.location}: shape "
-                        f"{vector.shape}, dimension {self._manifest.dimension}, or it holds NaN or infinity"
-                    )
-        records = [engine.Point(point.id, cast(Any, dict(point.vectors)), dict(point.payload)) for point in points]
+        check_points(points, self._manifest.dimension, self.location)
+        records = [engine.Point(point.id, cast(Any, _vectors(point)), dict(point.payload)) for point in points]
+        mode = engine.UpdateMode.InsertOnly if insert_only else None
         with self._engine("write") as shard:
-            shard.update(engine.UpdateOperation.upsert_points(records))
+            shard.update(engine.UpdateOperation.upsert_points(records, update_mode=mode))
 
     def retrieve(
         self, ids: Sequence[UUID], *, payload: Sequence[str] = (), vectors: Sequence[str] = ()
@@ -106,22 +103,23 @@ class EdgeStore:
     def query(
         self,
         name: str,
-        vector: np.ndarray,
+        vector: np.ndarray | SparseVector,
         *,
         limit: int,
         filter: Filter | None = None,
         payload: Sequence[str] = (),
     ) -> list[Point]:
-        """The `limit` points whose vector `name` is nearest by cosine to `vector` (D,), best first.
+        """The `limit` points nearest to `vector`, best first: by cosine to a vector (D,), or by a sparse one.
 
         Raises:
             InvalidInputError: the filter names a field the engine cannot address.
         """
+        sought = _sparse(vector) if isinstance(vector, SparseVector) else vector
         request = engine.QueryRequest(
             limit=limit,
-            query=engine.Query.Nearest(cast(Any, vector), name),
-            filter=engine.Filter(must=[_condition(*item) for item in filter.items()]) if filter else None,
-            params=engine.SearchParams(exact=self.count() <= EXACT_UP_TO),
+            query=engine.Query.Nearest(cast(Any, sought), name),
+            filter=engine.Filter(must=[_condition(c) for c in conditions(filter)]) if filter else None,
+            params=_search_params(exact=self.count() <= EXACT_UP_TO),
             with_payload=list(payload) or False,
         )
         with self._engine("search") as shard:
@@ -189,6 +187,9 @@ class EdgeStore:
         shutil.rmtree(unfinished, ignore_errors=True)
         config = engine.EdgeConfig(
             vectors={spec.name: _vector_params(spec) for spec in schema.vectors},
+            sparse_vectors={
+                name: engine.EdgeSparseVectorParams(modifier=engine.Modifier.Idf) for name in schema.sparse
+            },
             payload_memory=engine.Memory.Cold,  # whole texts: read from disk when asked for
         )
         with _translated("create", self.location):
@@ -233,31 +234,43 @@ def _translated(doing: str, location: str) -> Iterator[None]:
 
 def _vector_params(spec: VectorSpec) -> Any:
     multi = engine.MultiVectorConfig(engine.MultiVectorComparator.MaxSim) if spec.multi else None
+    quantized = _QUANTIZED[spec.quantization]() if spec.quantization else None
     if spec.searched:
-        return engine.EdgeVectorParams(spec.size, engine.Distance.Cosine, multivector_config=multi)
+        return engine.EdgeVectorParams(
+            spec.size, engine.Distance.Cosine, multivector_config=multi, quantization_config=quantized
+        )
     return engine.EdgeVectorParams(
         spec.size,
         engine.Distance.Cosine,
         multivector_config=multi,
-        hnsw_config=engine.HnswIndexConfig(m=0, ef_construct=100, full_scan_threshold=10_000),  # m=0: no graph
+        quantization_config=quantized,
+        hnsw_config=engine.HnswIndexConfig(**NO_GRAPH),
         datatype=engine.VectorStorageDatatype.Float16,  # compared within one document only: 3 digits do
         memory=engine.Memory.Cold,
     )
 
 
-def _condition(path: tuple[str, ...], value: Scalar) -> Any:
-    for part in path:
-        if '"' in part or "\\" in part:
-            raise InvalidInputError(f"cannot filter by {part!r}: a field name with a quote or backslash")
-    key = ".".join([path[0], *(f'"{part}"' for part in path[1:])])  # quoted, a dot is part of the name
+def _search_params(exact: bool) -> Any:
+    quantized = engine.QuantizationSearchParams(ignore=exact, rescore=True, oversampling=OVERSAMPLING)
+    return engine.SearchParams(exact=exact, quantization=quantized)
+
+
+def _condition(condition: Condition) -> Any:
+    if condition.number is not None:
+        return engine.FieldCondition(condition.key, range=engine.RangeFloat(gte=condition.number, lte=condition.number))
+    value = condition.equals
     if isinstance(value, bool):
         # A Python bool would be taken for the integers 0 and 1, which match no stored bool.
-        return engine.FieldCondition(key, match=engine.MatchValue(cast(bool, np.bool_(value))))
-    if isinstance(value, str):
-        return engine.FieldCondition(key, match=engine.MatchValue(value))
-    if isinstance(value, int) and abs(value) >= 2**53:
-        return engine.FieldCondition(key, match=engine.MatchValue(value))
-    return engine.FieldCondition(key, range=engine.RangeFloat(gte=value, lte=value))  # 7 and 7.0 are the same
+        value = cast(bool, np.bool_(value))
+    return engine.FieldCondition(condition.key, match=engine.MatchValue(cast(Any, value)))
+
+
+def _vectors(point: Point) -> dict[str, Any]:
+    return {**point.vectors, **{name: _sparse(vector) for name, vector in point.sparse.items()}}
+
+
+def _sparse(vector: SparseVector) -> Any:
+    return engine.SparseVector(vector.indices.tolist(), vector.values.tolist())
 
 
 def _to_point(record: Any, score: float = 0.0) -> Point:

@@ -99,7 +99,7 @@ def test_brackets_in_messages_are_kept(run, model: Path, tmp_path: Path, monkeyp
 
 
 def test_interrupt_anywhere(run, monkeypatch: pytest.MonkeyPatch, built: Path) -> None:
-    def interrupted(*_: object) -> None:
+    def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("m2rag.index.read_info", interrupted)

@@ -347,8 +347,8 @@ def test_opening_what_is_not_there(tmp_path: Path, embedder: HashEmbedder) -> No
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(IndexNotFoundError):
         read_info(tmp_path / "nowhere")
-    with pytest.raises(InvalidInputError, match="URL"):
-        LongDocumentIndex("http://localhost:6333/docs", embedder)
+    with pytest.raises(InvalidInputError, match="nothing installed opens ftp://host/docs"):
+        LongDocumentIndex("ftp://host/docs", embedder)
     with pytest.raises(InvalidInputError, match="empty"):
         LongDocumentIndex("", embedder)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
+from contextlib import contextmanager
 
 import pytest
 from qdrant_client import QdrantClient
@@ -17,17 +17,17 @@ from support.qdrant_server import QdrantTestServer
 
 
 @pytest.fixture(scope="session")
-def qdrant_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def qdrant_url() -> Iterator[str]:
     """URL of a server that works."""
     real = os.environ.get("QDRANT_URL")
     if real:
         yield real.rstrip("/")
         return
-    with QdrantTestServer(tmp_path_factory.mktemp("qdrant")) as server:
+    with QdrantTestServer() as server:
         yield server.url
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def qdrant(qdrant_url: str) -> Iterator[QdrantClient]:
     """A client of that server."""
     client = QdrantClient(qdrant_url, api_key=os.environ.get("QDRANT_API_KEY"), timeout=60, check_compatibility=False)
@@ -35,12 +35,21 @@ def qdrant(qdrant_url: str) -> Iterator[QdrantClient]:
     client.close()
 
 
-@pytest.fixture
-def collection(qdrant: QdrantClient) -> Iterator[str]:
+@contextmanager
+def new_collection(client: QdrantClient) -> Iterator[str]:
     """A name for a collection that is not there yet and is removed afterwards."""
     name = f"m2rag-test-{uuid.uuid4().hex}"
-    yield name
-    qdrant.delete_collection(name)
+    try:
+        yield name
+    finally:
+        client.delete_collection(name)
+
+
+@pytest.fixture
+def collection(qdrant: QdrantClient) -> Iterator[str]:
+    """A name for a collection of the test's own."""
+    with new_collection(qdrant) as name:
+        yield name
 
 
 @pytest.fixture
@@ -50,7 +59,7 @@ def collection_url(qdrant_url: str, collection: str) -> str:
 
 
 @pytest.fixture
-def double(tmp_path: Path) -> Iterator[QdrantTestServer]:
+def double() -> Iterator[QdrantTestServer]:
     """A test double of the test's own, for what no real server does on order: failing, stopping, being asked for."""
-    with QdrantTestServer(tmp_path / "qdrant-double") as server:
+    with QdrantTestServer() as server:
         yield server

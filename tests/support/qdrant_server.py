@@ -14,14 +14,14 @@ server, for which the same tests take the environment variable QDRANT_URL.
 from __future__ import annotations
 
 import json
+import os
 import re
-import shutil
 import socketserver
+import tempfile
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -33,6 +33,8 @@ VERSION = "1.17.0"
 """What it says it is: a server that keeps collection metadata."""
 
 Json = dict[str, Any]
+
+_MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class Refusal(Exception):
@@ -73,15 +75,15 @@ class Collection:
 class QdrantTestServer:
     """The server; as a context manager it runs inside the `with`.
 
+    Shards lie in memory where the system has a folder there (creating one elsewhere waits for the disk) and go away
+    with the server.
+
     Args:
-        folder: for the shards; removed content is not needed afterwards.
         api_key: required of every request; None asks for none.
         before: called with "METHOD /path" before each request is handled, for tests that act at a moment.
     """
 
-    def __init__(
-        self, folder: Path, *, api_key: str | None = None, before: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, *, api_key: str | None = None, before: Callable[[str], None] | None = None) -> None:
         self.collections: dict[str, Collection] = {}
         self.api_key = api_key
         self.before = before
@@ -90,7 +92,7 @@ class QdrantTestServer:
         """ "METHOD /path?query" of every request, in order of arrival."""
         self.sizes: list[int] = []
         """Bytes of their bodies."""
-        self._folder = folder
+        self._folder = tempfile.TemporaryDirectory(prefix="qdrant-double-", dir=_MEMORY)
         self._changing = threading.Lock()
         self._port = 0
         self._http: ThreadingHTTPServer | None = None
@@ -107,6 +109,7 @@ class QdrantTestServer:
         for collection in self.collections.values():
             collection.shard.close()
         self.collections.clear()
+        self._folder.cleanup()
 
     @property
     def url(self) -> str:
@@ -176,9 +179,8 @@ class QdrantTestServer:
             if name in self.collections:
                 raise Refusal(409, f"Wrong input: Collection `{name}` already exists!")
             self._made += 1
-            folder = self._folder / f"{self._made}"
             try:
-                shard = engine.EdgeShard.create(str(_emptied(folder)), _shard_config(body))
+                shard = engine.EdgeShard.create(f"{self._folder.name}/{self._made}", _shard_config(body))
             except Exception as error:  # the engine raises nothing narrower
                 raise Refusal(400, f"Wrong input: {error}") from error
             self.collections[name] = Collection(shard, body)
@@ -242,12 +244,6 @@ def _only(body: Json, *known: str) -> None:
     unknown = [key for key, value in body.items() if key not in known and value is not None]
     if unknown:
         raise Refusal(501, f"the test double does not know {', '.join(unknown)}")
-
-
-def _emptied(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
 
 
 def _done(query: dict[str, list[str]]) -> Json:
@@ -336,7 +332,7 @@ def _shard_config(body: Json) -> Any:
         sparse_vectors={name: _sparse_params(one) for name, one in (body.get("sparse_vectors") or {}).items()},
         hnsw_config=_hnsw(body.get("hnsw_config")),
         quantization_config=_quantization(body.get("quantization_config")),
-        payload_memory=engine.Memory.Cold,
+        wal_enabled=False,
     )
 
 
@@ -627,7 +623,7 @@ def _condition(given: Json) -> Any:
     if {"must", "should", "must_not", "min_should"} & given.keys():
         return _filter(given)
     if "has_id" in given:
-        return engine.HasIdCondition(given["has_id"])
+        return engine.HasIdCondition(set(given["has_id"]))
     if "has_vector" in given:
         return engine.HasVectorCondition(given["has_vector"])
     if "is_empty" in given:
