@@ -14,9 +14,6 @@ import torch
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 if not torch.cuda.is_available():
-    # Triton reads it when it is imported, and transformers imports it: here, before any test module.
-    os.environ["TRITON_INTERPRET"] = "1"
-if not torch.cuda.is_available():
     # Before any kernel is defined: Triton's interpreter then runs it on a CPU.
     os.environ["TRITON_INTERPRET"] = "1"
 
