@@ -160,7 +160,6 @@ class LongConvFilter(nn.Module):
             workspace,
         )
 
-
     def monarch_spectrum(self, plan: Plan, workspace: Workspace) -> torch.Tensor:
         """What the triton path multiplies by, for inputs of up to N positions: (D, 2, N) in the compute dtype."""
 
@@ -354,8 +353,9 @@ class M2BertMLP(nn.Module):
         if workspace is not None:
             weights = workspace.cast(w_in), workspace.cast(w_out)
             if kernels == "triton":
-                glu = triton_module("blockdiag_glu").blockdiag_glu
-                return glu(x, *weights, self.out_bias, norm.weight, norm.bias, norm.eps)
+                # By the dispatcher: an odd number of blocks goes the naive way, which returns fp32.
+                y = blockdiag_glu(x, *weights, self.out_bias, norm.weight, norm.bias, norm.eps, kernels=kernels)
+                return y.to(x.dtype)
             return blockdiag_glu_cpu(x, *weights, self.out_bias, norm.weight, norm.bias, norm.eps, out=x)
         dropout = self.dropout if self.training else 0.0
         return blockdiag_glu(x, w_in, w_out, self.out_bias, norm.weight, norm.bias, norm.eps, dropout, kernels=kernels)
@@ -397,7 +397,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
 
     @property
     def kernels(self) -> str:
-        """`"auto"`, `"naive"`, `"cpu"`, `"train"` or `"triton"`: which implementation computes (see `m2rag_kernels.choose`)."""
+        """Which implementation computes: `"auto"` or one of `m2rag_kernels.KERNELS` by name."""
         return self.base_model._kernels
 
     @kernels.setter
@@ -519,7 +519,7 @@ class M2BertModel(M2BertPreTrainedModel):
 
         inference = not self.training and not needs_grad(*self.parameters())
         path = choose(
-            "m2_bert", self.kernels, input_ids.device, inference=inference, unsupported=self._unsupported_by_triton
+            "m2_bert", self.kernels, input_ids.device, inference=inference, unsupported=self._too_long_for_triton
         )
         x = self.embeddings(input_ids, token_type_ids)
         if path == "cpu" or (path == "triton" and inference):
@@ -543,13 +543,10 @@ class M2BertModel(M2BertPreTrainedModel):
                 x = layer(x, mask, workspace, path)
         return x.to(dtype)
 
-    def _unsupported_by_triton(self) -> str | None:
-        """Why no layer of this shape can take the triton path at inference, or None."""
-        config = self.config
-        if config.max_tokens > MAX_POINTS:
-            return f"the triton kernels take up to {MAX_POINTS} tokens, this model {config.max_tokens}"
-        mlp = self.layers[0].mlp
-        return triton_module("blockdiag_glu").unsupported(mlp.gate_proj.weight, mlp.out_proj.weight)
+    def _too_long_for_triton(self) -> str | None:
+        if self.config.max_tokens <= MAX_POINTS:
+            return None
+        return f"its kernels take up to {MAX_POINTS} tokens, this model takes {self.config.max_tokens}"
 
     def pool(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """Hidden states (B, L, D) and mask (B, L) -> (B, D), as `config.pooling` says."""

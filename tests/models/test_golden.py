@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,13 @@ from safetensors.torch import load_file
 
 from m2rag.models import from_reference
 from m2rag.models.checkpoints import translate_key
+from m2rag_kernels import chosen
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 POOLED_ATOL = 2e-4
 LOSS_RTOL = 1e-3
 
-ENCODER_CASES = [
+TINY = [
     "tiny",
     "tiny_short_input",
     "tiny_padded",
@@ -28,11 +31,21 @@ ENCODER_CASES = [
     "tiny_causal",
     "tiny_dense_mlp",
     "tiny_training_additions",
-    "m2bert_260m_128",
-    "m2bert_80m_2k",
-    pytest.param("m2bert_80m_32k", marks=pytest.mark.slow),
 ]
-KERNELS = ["naive", "cpu"]
+FULL_SIZE = ["m2bert_260m_128", "m2bert_80m_2k", "m2bert_80m_32k"]
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+TRITON = pytest.param("triton", marks=pytest.mark.skipif(not HAS_TRITON, reason="triton is not installed"))
+KERNELS = ["naive", "cpu", TRITON]
+
+
+def full_size_cases() -> Iterator[Any]:
+    """Those that take minutes are slow: 32k tokens, and Triton's interpreter on anything of this size."""
+    for name in FULL_SIZE:
+        for kernels in ("naive", "cpu", "triton"):
+            interpreted = kernels == "triton" and not torch.cuda.is_available()
+            slow = name == "m2bert_80m_32k" or interpreted
+            yield pytest.param(name, kernels, marks=pytest.mark.slow if slow else ())
 
 
 @pytest.fixture(scope="module")
@@ -49,14 +62,28 @@ def build(name: str, config: dict[str, Any], cache: dict[str, Any]):
 
 
 @pytest.mark.parametrize("kernels", KERNELS)
-@pytest.mark.parametrize("name", ENCODER_CASES)
-def test_encoder_gives_the_references_numbers(name, kernels, golden_cases, full_size_models):
+@pytest.mark.parametrize("name", TINY)
+def test_encoder_gives_the_references_numbers(name, kernels, golden_cases):
+    check_encoder(name, kernels, golden_cases, {})
+
+
+@pytest.mark.parametrize(("name", "kernels"), list(full_size_cases()))
+def test_encoder_of_full_size_gives_the_references_numbers(name, kernels, golden_cases, full_size_models):
+    check_encoder(name, kernels, golden_cases, full_size_models)
+
+
+def check_encoder(name, kernels, golden_cases, cache):
     expected = np.load(GOLDEN / f"{name}.npz")
-    model = build(name, golden_cases[name]["config"], full_size_models)
+    model = build(name, golden_cases[name]["config"], cache)
     model.kernels = kernels
+    device = "cuda" if kernels == "triton" and torch.cuda.is_available() else "cpu"
+    model.to(device)
     with torch.no_grad():
-        output = model(torch.tensor(expected["input_ids"]), torch.tensor(expected["attention_mask"]))
-    pooled, first8 = output.pooler_output.numpy(), output.last_hidden_state[:, :8].numpy()
+        output = model(
+            torch.tensor(expected["input_ids"], device=device), torch.tensor(expected["attention_mask"], device=device)
+        )
+    assert chosen()["m2_bert"] == kernels
+    pooled, first8 = output.pooler_output.cpu().numpy(), output.last_hidden_state[:, :8].cpu().numpy()
     assert pooled.shape == expected["pooled"].shape
     np.testing.assert_allclose(pooled, expected["pooled"], rtol=0, atol=POOLED_ATOL)
     # Hidden states are LayerNorm outputs, about three times as large as pooled values.
@@ -67,7 +94,11 @@ def masked_lm(golden_cases, kernels):
     case, expected = golden_cases["tiny_mlm"], np.load(GOLDEN / "tiny_mlm.npz")
     model = from_reference(case["config"], reference_state_dict(case["config"], "mlm"), head="mlm")
     model.kernels = kernels
-    ids, mask, labels = (torch.tensor(expected[key]) for key in ("input_ids", "attention_mask", "labels"))
+    device = "cuda" if kernels == "triton" and torch.cuda.is_available() else "cpu"
+    model.to(device)
+    ids, mask, labels = (
+        torch.tensor(expected[key], device=device) for key in ("input_ids", "attention_mask", "labels")
+    )
     return expected, model, model(ids, mask, labels=labels)
 
 
@@ -77,14 +108,15 @@ def test_masked_lm_loss_and_logits(golden_cases, kernels):
         expected, _, output = masked_lm(golden_cases, kernels)
     assert output.loss.item() == pytest.approx(float(expected["loss"]), rel=LOSS_RTOL)
     # The reference fills logits only where a label asks for one.
-    first16 = output.logits[:, :16].numpy()
+    first16 = output.logits[:, :16].cpu().numpy()
     asked = expected["logits_first16"].any(axis=-1)
     assert asked.any()
     np.testing.assert_allclose(first16[asked], expected["logits_first16"][asked], rtol=0, atol=1e-3)
 
 
-def test_masked_lm_gradient_norms(golden_cases):
-    expected, model, output = masked_lm(golden_cases, "naive")
+@pytest.mark.parametrize("kernels", ["naive", "train", TRITON])
+def test_masked_lm_gradient_norms(kernels, golden_cases):
+    expected, model, output = masked_lm(golden_cases, kernels)
     output.loss.backward()
     parameters = dict(model.named_parameters())
     checked = 0
@@ -98,8 +130,7 @@ def test_masked_lm_gradient_norms(golden_cases):
 
 
 def test_every_golden_case_is_covered(golden_cases):
-    names = {getattr(case, "values", [case])[0] for case in ENCODER_CASES} | {"tiny_mlm"}
-    assert names == set(golden_cases)
+    assert {*TINY, *FULL_SIZE, "tiny_mlm"} == set(golden_cases)
 
 
 # What else a reviewer of the maths would try: (changes of the tiny configuration, batch, length, real lengths).
@@ -154,11 +185,13 @@ def test_agrees_with_an_independent_implementation(variation, kernels, tiny_conf
     hidden = plain.encode(config, double, ids)
     model = from_reference(config, state_dict)
     model.kernels = kernels
+    device = "cuda" if kernels == "triton" and torch.cuda.is_available() else "cpu"
+    model.to(device)
     with torch.no_grad():
-        output = model(ids, mask)
-    torch.testing.assert_close(output.last_hidden_state.double(), hidden, rtol=0, atol=3 * POOLED_ATOL)
+        output = model(ids.to(device), mask.to(device))
+    torch.testing.assert_close(output.last_hidden_state.cpu().double(), hidden, rtol=0, atol=3 * POOLED_ATOL)
     pooled = plain.pool(config, double, hidden, mask)
-    torch.testing.assert_close(output.pooler_output.double(), pooled, rtol=0, atol=POOLED_ATOL)
+    torch.testing.assert_close(output.pooler_output.cpu().double(), pooled, rtol=0, atol=POOLED_ATOL)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import torch
 
-from m2rag_kernels.dispatch import choose, needs_grad
+from m2rag_kernels.dispatch import choose, needs_grad, triton_module
 from m2rag_kernels.short_conv import cpu, naive, train
 
 _PATHS: dict[str, ModuleType] = {"naive": naive, "cpu": cpu, "train": train}
@@ -21,8 +21,15 @@ def short_conv(
     kernels: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`naive.short_conv` by the path `kernels` names."""
-    path = choose("short_conv", kernels, x.device, inference=not needs_grad(x, weight, bias))
-    return _PATHS[path].short_conv(x, weight, bias, mask)
+    path = choose(
+        "short_conv",
+        kernels,
+        x.device,
+        inference=not needs_grad(x, weight, bias),
+        unsupported=lambda: triton_module("short_conv").unsupported(x, weight, bias, mask),
+    )
+    module = triton_module("short_conv") if path == "triton" else _PATHS[path]
+    return module.short_conv(x, weight, bias, mask)
 
 
 __all__ = ["short_conv"]
