@@ -505,22 +505,6 @@ def test_the_servers_word_on_waiting_is_kept(embed: Embed, headers: dict[str, st
 
 
 @both_ways
-def test_requests_beside_it_wait_too(embed: Embed) -> None:
-    time = FakeTime()
-    fault = first(1, complaint(429, "slow down", headers={"Retry-After": "20"}))
-    with serving(fault) as server:
-        embedder = remote(server, time, caps=Caps(1, 1_000, 10_000), concurrency=1, policy={"draw": lambda: 0.0})
-        embed(embedder, TEXTS[:3])
-    assert time.waits == [20.0]
-    backend = embedder._backend
-    backend._gate.shut_until(time.now + 5)
-    with serving() as again:
-        backend._base_url = RemoteBackend("any-model", base_url=again.url)._base_url
-        embed(embedder, TEXTS[:1])
-    assert time.waits == [20.0, 5.0]
-
-
-@both_ways
 def test_a_wait_beyond_the_deadline_is_not_begun(embed: Embed) -> None:
     time = FakeTime()
     with serving(lambda request: complaint(429, "come back tomorrow", headers={"Retry-After": "86400"})) as server:

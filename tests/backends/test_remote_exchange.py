@@ -67,6 +67,17 @@ def test_a_shut_gate_holds_back_the_first_try_too() -> None:
     assert time.waits == [3.0]
 
 
+def test_a_wait_that_the_server_asks_for_holds_back_other_requests_too() -> None:
+    time, gate = FakeTime(), Gate()
+    one = exchange(b"{}", 1_000, time.policy(), gate, "one")
+    assert isinstance(next(one), Send)
+    assert one.send(Reply(429, {"retry-after": "20"}, b"")) == Wait(20.5)
+    other = exchange(b"{}", 1_000, time.policy(), gate, "other")
+    assert next(other) == Wait(20.0)
+    time.sleep(20.0)
+    assert isinstance(other.send(None), Send)
+
+
 def test_what_no_try_will_better_is_final() -> None:
     time = FakeTime()
     with pytest.raises(RemoteError, match="certificate.*1 try"):
