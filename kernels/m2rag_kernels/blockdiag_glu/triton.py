@@ -13,7 +13,7 @@ import triton.language as tl
 from torch.autograd.function import once_differentiable
 
 from m2rag_kernels.launch import OPTIONS, capability, on_device_of, unsupported_dtype
-from m2rag_kernels.tensor_core import dot, rounded
+from m2rag_kernels.tensor_core import _INTERPRETED, dot, rounded
 
 # Widest block of channels whose accumulators fit into registers, and widest row for the LayerNorm.
 MAX_BLOCK_WIDTH = 512
@@ -27,18 +27,38 @@ SPLITS = 512
 
 
 @triton.jit
+def _piece(p: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr):
+    """Channels of piece p of a block. Tiles are powers of two wide, blocks of channels are cut into up to three."""
+    if p == 0:
+        return tl.arange(0, P0)
+    elif p == 1:
+        return P0 + tl.arange(0, P1)
+    else:
+        return P0 + P1 + tl.arange(0, P2)
+
+
+@triton.jit
 def _load_block(
     ptr, rows, n_rows, stride, first, dtype: tl.constexpr,
-    WIDTH: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
+    WIDTH: tl.constexpr, PIECES: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
 ):  # fmt: skip
-    """Channels first .. first + WIDTH of some tokens as PIECES tiles (BLOCK_M, PIECE): powers of two, zeros beyond."""
+    """Channels first .. first + WIDTH of some tokens, a tile for every piece; zeros beyond."""
     tiles = ()
     for p in tl.static_range(PIECES):
-        columns = p * PIECE + tl.arange(0, PIECE)
+        columns = _piece(p, P0, P1, P2)
         inside = (rows < n_rows)[:, None] & (columns < WIDTH)[None, :]
         tile = ptr + rows.to(tl.int64)[:, None] * stride + (first + columns)[None, :]
-        tiles = tiles + (rounded(tl.load(tile, mask=inside, other=0.0).to(tl.float32), dtype),)  # type: ignore[assignment]
+        loaded = tl.load(tile, mask=inside, other=0.0).to(tl.float32)
+        tiles = tiles + (rounded(loaded, dtype),)  # type: ignore[assignment]
     return tiles
+
+
+@triton.jit
+def _fast(x, instruction: tl.constexpr, precise):
+    """One instruction of the special function unit; without the tests for denormals that Triton puts around it."""
+    if _INTERPRETED:
+        return precise
+    return tl.inline_asm_elementwise(instruction, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
 
 @triton.jit
@@ -48,8 +68,10 @@ def _normal(x):
     Abramowitz and Stegun 7.1.26, |error| < 1e-7: the library's erf branches at every element, which holds up the
     tensor cores.
     """
-    density = tl.exp(-0.5 * x * x)
-    t = 1.0 / (1.0 + 0.23164190 * tl.abs(x))
+    exponent = -0.7213475204444817 * x * x
+    density = _fast(exponent, "ex2.approx.ftz.f32 $0, $1;", tl.exp2(exponent))
+    divisor = 1.0 + 0.23164190 * tl.abs(x)
+    t = _fast(divisor, "rcp.approx.ftz.f32 $0, $1;", 1.0 / divisor)
     tail = (0.127414796 + (-0.142248368 + (0.710706871 + (-0.726576014 + 0.530702715 * t) * t) * t) * t) * t * density
     return tl.where(x < 0, tail, 1.0 - tail), density
 
@@ -77,10 +99,25 @@ def _dropout_scale(seed, probability, tokens, units):
     return tl.where(uniform < probability, 0.0, 1.0 / (1.0 - probability))
 
 
+@triton.jit
+def _products(
+    acc, x, w_ptr, units, HIDDEN: tl.constexpr,
+    WIDTH: tl.constexpr, PIECES: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
+):  # fmt: skip
+    """acc + x W^T for some hidden units, piece by piece."""
+    for p in tl.static_range(PIECES):
+        columns = _piece(p, P0, P1, P2)
+        inside = (columns < WIDTH)[:, None] & (units < HIDDEN)[None, :]
+        w = tl.load(w_ptr + units[None, :] * WIDTH + columns[:, None], mask=inside, other=0.0)
+        acc = dot(x[p], w, acc)
+    return acc
+
+
 @triton.jit(do_not_specialize=["seed"])
 def blockdiag_glu_fwd_kernel(
     x_ptr, w_in_ptr, w_out_ptr, bias_ptr, y_ptr, n_tokens, seed, probability,
-    N_BLOCKS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PIECE: tl.constexpr, PIECES: tl.constexpr,
+    N_BLOCKS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
+    PIECES: tl.constexpr, P0: tl.constexpr, P1: tl.constexpr, P2: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_H: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """y_k = W_out_k (GELU(W_gate x_gate) (W_value x_value)) + b_k + x_k for output block k. Grid: (tokens / M) nb.
@@ -94,40 +131,35 @@ def blockdiag_glu_fwd_kernel(
     gate_block = k // 2
     value_block = N_BLOCKS // 2 + k // 2
     stride = N_BLOCKS * WIDTH
-    x_gate = _load_block(x_ptr, rows, n_tokens, stride, gate_block * WIDTH, dtype, WIDTH, PIECE, PIECES)
-    x_value = _load_block(x_ptr, rows, n_tokens, stride, value_block * WIDTH, dtype, WIDTH, PIECE, PIECES)
+    x_gate = _load_block(x_ptr, rows, n_tokens, stride, gate_block * WIDTH, dtype, WIDTH, PIECES, P0, P1, P2)
+    x_value = _load_block(x_ptr, rows, n_tokens, stride, value_block * WIDTH, dtype, WIDTH, PIECES, P0, P1, P2)
     w_gate_ptr = w_in_ptr + (gate_block * 2 + k % 2) * HIDDEN * WIDTH
     w_value_ptr = w_in_ptr + (value_block * 2 + k % 2) * HIDDEN * WIDTH
     w_out_ptr += k * WIDTH * HIDDEN
 
     y = ()
-    for _ in tl.static_range(PIECES):
-        y = y + (tl.zeros((BLOCK_M, PIECE), tl.float32),)  # type: ignore[assignment]
+    for p in tl.static_range(PIECES):
+        columns = _piece(p, P0, P1, P2)
+        y = y + (tl.zeros((BLOCK_M, columns.shape[0]), tl.float32),)  # type: ignore[assignment]
     for h in range(0, HIDDEN, BLOCK_H):
         units = h + tl.arange(0, BLOCK_H)
-        gate = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
-        value = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
-        for p in tl.static_range(PIECES):
-            columns = p * PIECE + tl.arange(0, PIECE)
-            inside = (columns < WIDTH)[:, None] & (units < HIDDEN)[None, :]
-            offsets = units[None, :] * WIDTH + columns[:, None]
-            gate = dot(x_gate[p], tl.load(w_gate_ptr + offsets, mask=inside, other=0.0), gate)
-            value = dot(x_value[p], tl.load(w_value_ptr + offsets, mask=inside, other=0.0), value)
+        zeros = tl.zeros((BLOCK_M, BLOCK_H), tl.float32)
+        gate = _products(zeros, x_gate, w_gate_ptr, units, HIDDEN, WIDTH, PIECES, P0, P1, P2)
+        value = _products(zeros, x_value, w_value_ptr, units, HIDDEN, WIDTH, PIECES, P0, P1, P2)
         hidden = _gelu(gate) * value
         if DROPOUT:
             hidden *= _dropout_scale(seed, probability, rows, k * HIDDEN + units)
         hidden = rounded(hidden, dtype)
         added = ()
         for p in tl.static_range(PIECES):
-            columns = p * PIECE + tl.arange(0, PIECE)
+            columns = _piece(p, P0, P1, P2)
             inside = (columns < WIDTH)[None, :] & (units < HIDDEN)[:, None]
-            offsets = columns[None, :] * HIDDEN + units[:, None]
-            w_out = tl.load(w_out_ptr + offsets, mask=inside, other=0.0)
+            w_out = tl.load(w_out_ptr + columns[None, :] * HIDDEN + units[:, None], mask=inside, other=0.0)
             added = added + (dot(hidden, w_out, y[p]),)  # type: ignore[assignment]
         y = added
 
     for p in tl.static_range(PIECES):
-        columns = p * PIECE + tl.arange(0, PIECE)
+        columns = _piece(p, P0, P1, P2)
         inside = (rows < n_tokens)[:, None] & (columns < WIDTH)[None, :]
         offsets = rows.to(tl.int64)[:, None] * (N_BLOCKS * WIDTH) + (k * WIDTH + columns)[None, :]
         bias = tl.load(bias_ptr + k * WIDTH + columns, mask=columns < WIDTH, other=0.0).to(tl.float32)
@@ -247,11 +279,16 @@ def blockdiag_glu_bwd_kernel(
     tl.store(d_pre_ptr + out, rounded(d_hidden * activated, d_pre_ptr.dtype.element_ty), mask=inside)
 
 
-def _pieces(width: int) -> tuple[int, int]:
-    """Size and number of the powers of two that a block of channels is cut into: little padding first, then few."""
-    sizes = [16] if width <= 16 else [128, 64, 32]
-    size = min(sizes, key=lambda size: -(-width // size) * size)
-    return size, -(-width // size)
+def _pieces(width: int) -> list[int]:
+    """Up to three powers of two, at least 16, that hold a block of channels; padding only where it is little."""
+    pieces: list[int] = []
+    rest = width
+    while rest > 0:
+        whole = max(16, triton.next_power_of_2(rest))
+        piece = whole if len(pieces) == 2 or whole == 16 or whole <= 1.1 * rest else whole // 2
+        pieces.append(piece)
+        rest -= piece
+    return pieces
 
 
 def _forward_tile(width: int, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
@@ -259,8 +296,8 @@ def _forward_tile(width: int, dtype: torch.dtype, device: torch.device) -> dict[
 
     The tokens' channels take 2 BLOCK_M W elements for all of a program's life, every stage of weights 3 BLOCK_H W.
     """
-    piece, pieces = _pieces(width)
-    padded = piece * pieces
+    pieces = _pieces(width)
+    padded = sum(pieces)
     if dtype == torch.float32:
         tile = {"BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1}
     elif capability(device) >= (9, 0):
@@ -279,7 +316,7 @@ def _forward_tile(width: int, dtype: torch.dtype, device: torch.device) -> dict[
             tile = {"BLOCK_M": 64, "BLOCK_H": 32, "num_warps": 8, "num_stages": 2}
         else:
             tile = {"BLOCK_M": 32, "BLOCK_H": 16, "num_warps": 4, "num_stages": 2}
-    return {"PIECE": piece, "PIECES": pieces, **tile}
+    return {"PIECES": len(pieces), **dict(zip(("P0", "P1", "P2"), [*pieces, 0, 0], strict=False)), **tile}
 
 
 def _backward_tile(dtype: torch.dtype) -> dict[str, int]:

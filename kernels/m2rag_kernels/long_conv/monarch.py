@@ -81,6 +81,7 @@ class Tables(NamedTuple):
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)  # a later training step saves them for its backward
 def tables(plan: Plan, device: torch.device) -> Tables:
     """The constants of `plan` on `device`, computed in double precision."""
     n1, p, q = plan
