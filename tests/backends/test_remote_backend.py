@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from time import sleep
 from typing import Any
 
 import numpy as np
@@ -394,6 +395,7 @@ def test_so_many_requests_at_once_and_no_more(embed: Embed, limit: int) -> None:
 
 
 def test_several_threads_share_the_bound(server: EmbeddingServer) -> None:
+    server.fault = lambda request: sleep(0.01)  # long enough for eight at once, if they were let
     embedder = remote(server, caps=Caps(1, 1_000, 10_000), concurrency=2)
     results: dict[int, EmbeddingResult] = {}
     threads = [
