@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
+import math
 import operator
 import os
 import platform
@@ -79,34 +81,64 @@ class Finished:
 
 
 class Rows:
-    """Where a child process puts its rows; each is on disk before the next one is measured."""
+    """Where measurements go: a list, and for a child process a file in which each is safe before the next is made."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path | None = None) -> None:
+        self.all: list[Row] = []
         self._path = path
 
     def add(self, row: Row) -> None:
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+        self.all.append(row)
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+
+
+def in_one_line(error: Exception) -> str:
+    """Kind and beginning of an error's message, for a field of a table."""
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:120]}"
 
 
 def run_parts(
-    script: str, parts: Sequence[Part], at_once: int = 1, report: Callable[[Part, Finished], None] | None = None
+    script: str,
+    parts: Sequence[Part],
+    at_once: int = 1,
+    report: Callable[[Part, Finished], None] | None = None,
+    seconds: float = math.inf,
 ) -> dict[str, Finished]:
     """Run `python SCRIPT *ARGUMENTS --rows FILE` for every part and collect what the children put into their files.
 
     A child that crashes, hangs or is killed costs its own remaining rows, nobody else's. What children print goes to
     standard error.
+
+    Args:
+        at_once: children that run side by side.
+        report: told about every part as it ends.
+        seconds: after this long all that runs is ended, and nothing is started any more.
     """
-    waiting, running, done = list(parts), [], {}
+    end = time.monotonic() + seconds
+    waiting = list(parts)
+    running: list[tuple[Part, subprocess.Popen[bytes], Path, float]] = []
+    done: dict[str, Finished] = {}
+
+    def finish(part: Part, rows: list[Row], failure: str | None) -> None:
+        done[part.name] = Finished(rows, failure)
+        if report is not None:
+            report(part, done[part.name])
+
     with tempfile.TemporaryDirectory() as folder:
         try:
             while waiting or running:
                 while waiting and len(running) < at_once:
-                    part = waiting.pop(0)
-                    file = Path(folder) / f"{len(done)}-{len(waiting)}.jsonl"
+                    part, now = waiting.pop(0), time.monotonic()
+                    if now >= end:
+                        finish(part, [], "not started: out of time")
+                        continue
+                    file = Path(folder) / f"{len(waiting)}.jsonl"
                     command = [sys.executable, script, *part.arguments, "--rows", str(file)]
                     child = subprocess.Popen(command, stdout=sys.stderr, start_new_session=True)
-                    running.append((part, child, file, time.monotonic() + part.seconds))
+                    running.append((part, child, file, min(now + part.seconds, end)))
                 time.sleep(0.05)
                 for entry in list(running):
                     part, child, file, deadline = entry
@@ -116,11 +148,10 @@ def run_parts(
                     failure = f"exit status {child.returncode}" if child.returncode else None
                     if child.returncode is None:
                         _end(child)
-                        failure = f"not done after {part.seconds:.0f} s"
-                    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-                    done[part.name] = Finished([json.loads(line) for line in lines], failure)
-                    if report is not None:
-                        report(part, done[part.name])
+                        failure = "ended: out of time"
+                    # A child that was ended may have left a piece of a line behind its last line break.
+                    lines = file.read_text(encoding="utf-8").split("\n")[:-1] if file.exists() else []
+                    finish(part, [json.loads(line) for line in lines], failure)
         finally:
             for _, child, _, _ in running:
                 _end(child)
@@ -134,6 +165,17 @@ def _end(child: subprocess.Popen[bytes]) -> None:
     except ProcessLookupError:
         pass
     child.wait()
+
+
+def check_interpreted(parser: argparse.ArgumentParser) -> None:
+    """Leave with an explanation unless Triton interprets its kernels, which is decided before they are imported."""
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        parser.error("this runs on a CPU and needs TRITON_INTERPRET=1 in the environment")
+
+
+def check_cuda(parser: argparse.ArgumentParser) -> None:
+    if not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; see --help for what runs on a CPU")
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

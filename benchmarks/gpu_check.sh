@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Correctness of every kernel on the GPU, then the benchmark: within ten minutes, with a short table last.
+#
+#     benchmarks/gpu_check.sh
+#
+# Works from a plain checkout; needs Python with torch, triton, transformers and numpy, and nothing installed or fetched.
+# Results go to $OUT if it is set, else to benchmarks/results. PYTHON names the interpreter (default: python3).
+# Exit status: 0 all kernels correct and all measured, 1 some kernel wrong or not checked, 2 only the benchmark failed.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH=.:kernels:train HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1
+python=${PYTHON:-python3}
+results=${OUT:-benchmarks/results}
+mkdir -p "$results"
+limit=${GPU_CHECK_SECONDS:-570}
+
+# What follows uses what is left of the time, so the longest part of compiling must not take all of it.
+"$python" benchmarks/gpu_correctness.py --seconds $((limit * 5 / 10)) --out "$results/gpu_correctness.csv"
+correct=$?
+"$python" benchmarks/gpu.py --seconds $((limit - SECONDS - 10)) --out "$results/gpu.csv"
+measured=$?
+
+echo
+echo "== $results/gpu_correctness.csv, gpu.csv; ${SECONDS} s"
+[ -f "$results/gpu_correctness.csv" ] && "$python" benchmarks/gpu_correctness.py --show --out "$results/gpu_correctness.csv"
+[ -f "$results/gpu.csv" ] && "$python" benchmarks/gpu.py --show-last --out "$results/gpu.csv"
+echo "correctness: exit status $correct; benchmark: exit status $measured"
+[ $correct -eq 0 ] || exit 1
+[ $measured -eq 0 ] || exit 2
