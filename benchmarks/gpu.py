@@ -19,9 +19,11 @@ kernel's arguments; `peak_total_mb` counts these too.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,9 +83,10 @@ class Sizes:
     width: int = 768
     inner: int = 3072
     config: tuple[tuple[str, int], ...] = ()
+    seconds: float = 1.0  # about how long each call is repeated for
 
     def meter(self) -> Meter:
-        return Meter(self.device)
+        return Meter(self.device, self.seconds)
 
 
 REAL = Sizes()
@@ -160,22 +163,19 @@ def model_part(implementation: str, dtype: str, sizes: Sizes, rows: Rows) -> Non
 
 def kernels_part(op: str, sizes: Sizes, rows: Rows) -> None:
     meter = sizes.meter()
-    copy_rate = meter.copy_bytes_per_second()
-    rate = {"copy_gb_per_s": significant(copy_rate / 1e9)}
+    implementations, copy_rate = IMPLEMENTATIONS[op], 1.0
+    if sizes.seconds:
+        copy_rate = meter.copy_bytes_per_second()
+    else:
+        implementations = implementations[:-1]  # the naive one has nothing to compile
     for length in sizes.lengths:
-        batch = sizes.kernel_tokens // length
-        shape = Shape(batch, length, sizes.width, sizes.inner)
-        for implementation in IMPLEMENTATIONS[op]:
-            row = {
-                "part": op,
-                "implementation": implementation,
-                "dtype": "bfloat16",
-                "n_tokens": length,
-                "batch": batch,
-            }
+        shape = Shape(sizes.kernel_tokens // length, length, sizes.width, sizes.inner)
+        for implementation in implementations:
+            row: Row = {"part": op, "implementation": implementation, "dtype": "bfloat16"}
+            row |= {"n_tokens": length, "batch": shape.batch, "copy_gb_per_s": significant(copy_rate / 1e9)}
             try:
                 for found in time_kernel(op, implementation, shape, meter, copy_rate):
-                    rows.add({**row, "status": OK, **found, **rate})
+                    rows.add({**row, "status": OK, **found})
             except Exception as error:  # as in `attempt`
                 rows.add({**row, "status": in_one_line(error)})
             if sizes.device == "cuda":
@@ -221,12 +221,26 @@ def run_part(name: str, sizes: Sizes, rows: Rows) -> None:
         train_part(what, sizes, rows)
 
 
+def warm_up(seconds: float) -> None:
+    """Let Triton compile all that will be timed, by many processes at once: it keeps what it compiled on disk."""
+    parts = []
+    for name in PARTS:
+        if "naive" not in name and "bert" not in name:
+            for length in REAL.lengths[-1:] if name.startswith("train") else REAL.lengths:
+                parts.append(Part(f"{name} {length}", ["--part", name, "--compile-for", str(length)], seconds))
+    done = run_parts(__file__, parts, os.cpu_count() or 1, seconds=seconds)
+    failures = [name for name, finished in done.items() if finished.failure is not None]
+    print(f"not compiled: {failures}" if failures else "compiled", file=sys.stderr)
+
+
 def run(seconds: float) -> list[Row]:
     def report(part: Part, finished: Finished) -> None:
         print(f"{part.name}: {len(finished.rows)} rows, {finished.failure or 'done'}", file=sys.stderr)
 
+    end = time.monotonic() + seconds
+    warm_up(seconds / 2)
     parts = [Part(name, ["--part", name], PART_SECONDS) for name in PARTS]
-    done = run_parts(__file__, parts, report=report, seconds=seconds)
+    done = run_parts(__file__, parts, report=report, seconds=end - time.monotonic())
     here = environment("cuda")
     rows = []
     for name, finished in done.items():
@@ -296,10 +310,14 @@ def main() -> int:
     parser.add_argument("--show-last", action="store_true", help="the last of these tables only")
     parser.add_argument("--dry-run", action="store_true", help="toy sizes on a CPU; not a measurement")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
+    parser.add_argument("--compile-for", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
-        run_part(args.part, REAL, Rows(args.rows))
+        sizes = REAL
+        if args.compile_for:
+            sizes = replace(REAL, lengths=(args.compile_for,), seconds=0)
+        run_part(args.part, sizes, Rows(args.rows))
         return 0
     if args.show:
         return 0 if show(read_csv(args.out)) else 1

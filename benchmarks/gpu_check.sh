@@ -13,6 +13,8 @@ python=${PYTHON:-python3}
 results=${OUT:-benchmarks/results}
 mkdir -p "$results"
 limit=${GPU_CHECK_SECONDS:-570}
+started=$(mktemp)
+trap 'rm -f "$started"' EXIT
 
 # What follows uses what is left of the time, so the longest part of compiling must not take all of it.
 "$python" benchmarks/gpu_correctness.py --seconds $((limit * 5 / 10)) --out "$results/gpu_correctness.csv"
@@ -22,8 +24,8 @@ measured=$?
 
 echo
 echo "== $results/gpu_correctness.csv, gpu.csv; ${SECONDS} s"
-[ -f "$results/gpu_correctness.csv" ] && "$python" benchmarks/gpu_correctness.py --show --out "$results/gpu_correctness.csv"
-[ -f "$results/gpu.csv" ] && "$python" benchmarks/gpu.py --show-last --out "$results/gpu.csv"
+[ "$results/gpu_correctness.csv" -nt "$started" ] && "$python" benchmarks/gpu_correctness.py --show --out "$results/gpu_correctness.csv"
+[ "$results/gpu.csv" -nt "$started" ] && "$python" benchmarks/gpu.py --show-last --out "$results/gpu.csv"
 echo "correctness: exit status $correct; benchmark: exit status $measured"
 [ $correct -eq 0 ] || exit 1
 [ $measured -eq 0 ] || exit 2

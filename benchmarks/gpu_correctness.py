@@ -42,8 +42,8 @@ from gpu_cases import DTYPES, Case, Problem, cases, functions
 
 OPS = ("long_conv", "short_conv", "blockdiag_glu", "model")
 TOLERANCE = {"float32": 1e-5, "bfloat16": 1e-2}
-# The long convolution takes two processes per precision: most of the time is compiling, which differs by length.
-SHORT_LENGTHS = 2048
+# Processes per precision: most of the time is compiling, and the long convolution compiles anew for many lengths.
+PROCESSES = {"long_conv": 5}
 MAX_SHOWN = 16
 
 
@@ -166,21 +166,26 @@ def parts(ops: Sequence[str], seconds: float) -> list[Part]:
     result = []
     for op in ops:
         for dtype in DTYPES:
-            for span in ("long", "short") if op == "long_conv" else ("all",):
-                name, arguments = f"{op} {dtype} {span}", ["--op", op, "--dtype", dtype, "--span", span]
-                result.append(Part(name, arguments, seconds))
+            n = PROCESSES.get(op, 1)
+            for i in range(n):
+                arguments = ["--op", op, "--dtype", dtype, "--share", str(i), str(n)]
+                result.append(Part(f"{op} {dtype} {i + 1}/{n}", arguments, seconds))
     return result
 
 
-def run_part(op: str, dtype: str, span: str, interpret: bool, rows: Rows) -> None:
+def share(items: Sequence[Case], i: int, n: int) -> Sequence[Case]:
+    """The i-th of n runs of neighbours, which are alike and share what was compiled."""
+    return items[len(items) * i // n : len(items) * (i + 1) // n]
+
+
+def run_part(op: str, dtype: str, interpret: bool, rows: Rows, i: int = 0, n: int = 1) -> None:
     device = "cpu" if interpret else "cuda"
     if op == "model":
         from gpu_model_check import check_model  # here, so that the kernels are checked if the model cannot be imported
 
         check_model(dtype, interpret, rows)
         return
-    mine = [c for c in cases(op, dtype, interpret) if span == "all" or (span == "short") == (c.length <= SHORT_LENGTHS)]
-    check_cases(op, dtype, mine, device, rows)
+    check_cases(op, dtype, share(list(cases(op, dtype, interpret)), i, n), device, rows)
 
 
 def missing(part: Part, finished: Finished) -> list[Row]:
@@ -238,17 +243,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--ops", nargs="+", choices=OPS, default=OPS)
     parser.add_argument("--seconds", type=float, default=270, help="for everything together (default: 270)")
-    parser.add_argument("--at-once", type=int, default=min(8, os.cpu_count() or 1), help="processes side by side")
+    parser.add_argument("--at-once", type=int, default=os.cpu_count(), help="processes side by side")
     parser.add_argument("--interpret", action="store_true", help="toy sizes on a CPU, in this process")
     parser.add_argument("--out", type=Path, default=RESULTS / "gpu_correctness.csv")
     parser.add_argument("--show", action="store_true", help="check nothing, print the table of the CSV")
     parser.add_argument("--op", choices=OPS, help=argparse.SUPPRESS)
     parser.add_argument("--dtype", choices=DTYPES, help=argparse.SUPPRESS)
-    parser.add_argument("--span", default="all", help=argparse.SUPPRESS)
+    parser.add_argument("--share", type=int, nargs=2, default=(0, 1), help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.op:
-        run_part(args.op, args.dtype, args.span, False, Rows(args.rows))
+        run_part(args.op, args.dtype, False, Rows(args.rows), *args.share)
         return 0
     if args.show:
         return 0 if show(read_csv(args.out)) else 1
@@ -266,7 +271,7 @@ def interpret(ops: Sequence[str]) -> list[Row]:
     rows = Rows()
     for op in ops:
         for dtype in DTYPES:
-            run_part(op, dtype, "all", True, rows)
+            run_part(op, dtype, True, rows)
     return rows.all
 
 

@@ -20,7 +20,7 @@ class Meter:
 
     Attributes:
         device: "cuda" or "cpu".
-        seconds: about how long one call is repeated for.
+        seconds: about how long one call is repeated for; 0: only the first call is made, which compiles.
     """
 
     device: str
@@ -29,7 +29,7 @@ class Meter:
     def measure(self, call: Callable[[], Any]) -> Row:
         """Median seconds of a call, those of the first one (which compiles), and the peak of what it allocates."""
         first = self._clocked(call)
-        if self.device != "cuda":
+        if self.device != "cuda" or self.seconds == 0:
             return {"seconds": significant(first), "first_seconds": significant(first), "runs": 1}
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
