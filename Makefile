@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Each distribution under integrations/ brings a `test` extra and its own settings for pytest and mypy.
+INTEGRATIONS := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
+STAMP_ALL := $(VENV)/.installed-integrations
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint bench quality clean
@@ -19,16 +22,23 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	touch $(STAMP)
 
+$(STAMP_ALL): $(STAMP) $(INTEGRATIONS:=/pyproject.toml)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$(foreach folder,$(INTEGRATIONS),-e './$(folder)[test]')
+	touch $(STAMP_ALL)
+
 demo: $(STAMP)
 	$(BIN)/m2rag demo
 
-test: $(STAMP)
+test: $(STAMP_ALL)
 	$(BIN)/python -m pytest -q
+	set -e; for folder in $(INTEGRATIONS); do (cd $$folder && $(abspath $(BIN))/python -m pytest -q); done
 
-lint: $(STAMP)
+lint: $(STAMP_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	set -e; for folder in $(INTEGRATIONS); do (cd $$folder && $(abspath $(BIN))/mypy); done
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cpu.py

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from m2rag.errors import InvalidInputError, NonFiniteError
-from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Passage, point_id
+from m2rag.index.documents import AddProgress, AddReport, Document, Hit, point_id
 from m2rag.index.embedding import Embedder
+from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, make_hits, unit
 from m2rag.index.ingest import DOC, PASSAGES, Ingest, Monitor, check_embedder, mismatch
 from m2rag.index.sources import Source, plan, read
 from m2rag.stores import Filter, Manifest, Point, Scalar, Schema, VectorSpec, VectorStore, open_store
@@ -28,9 +29,7 @@ POLICIES = ("error", "truncate", "window")
 BATCH_TOKENS = 65_536
 """Tokens (estimated) embedded and stored in one go: two documents of full length. A kill loses at most this much."""
 
-_READ_AT_ONCE = 16  # hits whose whole texts and passages are in memory together
 _DOCUMENT_FIELDS = ("text", "title", "metadata", "origin")
-_HIT_FIELDS = ("id", "title", "metadata", "n_tokens", "n_used", "n_windows")
 
 
 class LongDocumentIndex:
@@ -184,35 +183,34 @@ class LongDocumentIndex:
             raise InvalidInputError(f"n_passages must be at least 0, not {n_passages}")
         if not 0 <= rescore <= 1:
             raise InvalidInputError(f"rescore must be between 0 and 1, not {rescore}")
-        conditions = _conditions(filter)
+        conditions = metadata_filter(filter)
+        vector = self._query_vector(query)
+        depth = max(3 * k, 30) if rescore else k
+        points = self._store.query(DOC, vector, limit=depth, filter=conditions, payload=HIT_FIELDS)
+        scores = {point.id: point.score for point in points}
+        if rescore:
+            scores = self._rescored(points, vector, rescore)
+            points = sorted(points, key=lambda point: -scores[point.id])[:k]
+        return make_hits(self._store, points, scores, vector, n_passages if passages else 0)
+
+    def _query_vector(self, query: str) -> np.ndarray:
+        """Checked vector (D,) of a query, by the embedder of the index."""
         check_embedder(self._store, self._embedder)
         vector = np.asarray(self._embedder.embed_query(query), dtype=np.float32)
         if vector.shape != (self._store.manifest.dimension,):
             raise mismatch(self._store, f"a query vector of shape {vector.shape}")
         if not np.isfinite(vector).all():
             raise NonFiniteError("the query's vector holds NaN or infinity: the embedder's weights are damaged")
-        depth = max(3 * k, 30) if rescore else k
-        points = self._store.query(DOC, vector, limit=depth, filter=conditions, payload=_HIT_FIELDS)
-        scores = {point.id: point.score for point in points}
-        if rescore:
-            scores = self._rescored(points, vector, rescore)
-            points = sorted(points, key=lambda point: -scores[point.id])[:k]
-        found: dict[Any, list[Passage]] = {}
-        if passages and n_passages:
-            for start in range(0, len(points), _READ_AT_ONCE):
-                ids = [point.id for point in points[start : start + _READ_AT_ONCE]]
-                full = self._store.retrieve(ids, payload=("text", "starts", "ends"), vectors=(PASSAGES,))
-                found.update((id, _best_passages(point, vector, n_passages)) for id, point in full.items())
-        return [_hit(point, scores[point.id], found.get(point.id, [])) for point in points]
+        return vector
 
     def _rescored(self, points: list[Point], query: np.ndarray, weight: float) -> dict[Any, float]:
         """Score of every point, its best passage counted with `weight`."""
         scores = {}
-        for start in range(0, len(points), _READ_AT_ONCE):
-            some = {point.id: point.score for point in points[start : start + _READ_AT_ONCE]}
+        for start in range(0, len(points), READ_AT_ONCE):
+            some = {point.id: point.score for point in points[start : start + READ_AT_ONCE]}
             for id, point in self._store.retrieve(list(some), vectors=(PASSAGES,)).items():
                 matrix = point.vectors.get(PASSAGES)
-                best = some[id] if matrix is None else float((matrix @ _unit(query)).max())
+                best = some[id] if matrix is None else float((matrix @ unit(query)).max())
                 scores[id] = (1 - weight) * some[id] + weight * best
         # A document deleted in the meantime by another thread keeps the score it was found with.
         return {point.id: scores.get(point.id, point.score) for point in points}
@@ -282,7 +280,12 @@ def index_schema(dimension: int) -> Schema:
     return Schema(vectors, {"id": "keyword", "n_tokens": "integer"})
 
 
-def _conditions(filter: Mapping[str, Scalar] | None) -> Filter | None:
+def metadata_filter(filter: Mapping[str, Scalar] | None) -> Filter | None:
+    """What a caller asks of the metadata, as the store takes it.
+
+    Raises:
+        InvalidInputError: it is not made of fields and plain values.
+    """
     if not filter:
         return None
     for name, value in filter.items():
@@ -291,41 +294,6 @@ def _conditions(filter: Mapping[str, Scalar] | None) -> Filter | None:
                 f"filter {name!r}: {value!r} is not a metadata field and a str, int, float or bool it must equal"
             )
     return {("metadata", name): value for name, value in filter.items()}
-
-
-def _best_passages(point: Point, query: np.ndarray, n: int) -> list[Passage]:
-    matrix = point.vectors.get(PASSAGES)
-    if matrix is None:
-        return []
-    text, starts, ends = (point.payload[name] for name in ("text", "starts", "ends"))
-    scores = matrix @ _unit(query)
-    best: list[Passage] = []
-    for i in np.argsort(-scores, kind="stable"):
-        start, end = starts[i], ends[i]
-        if all(end <= taken.start or start >= taken.end for taken in best):
-            best.append(Passage(text[start:end], start, end, float(scores[i])))
-            if len(best) == n:
-                break
-    return best
-
-
-def _unit(query: np.ndarray) -> np.ndarray:
-    return query / max(float(np.linalg.norm(query)), 1e-12)  # stored vectors have length 1
-
-
-def _hit(point: Point, score: float, passages: list[Passage]) -> Hit:
-    payload = point.payload
-    return Hit(
-        id=payload["id"],
-        score=score,
-        document_score=point.score,
-        title=payload["title"],
-        passages=passages,
-        metadata=dict(payload["metadata"]),
-        n_tokens=payload["n_tokens"],
-        n_windows=payload["n_windows"],
-        truncated=payload["n_used"] < payload["n_tokens"],
-    )
 
 
 def _info(store: VectorStore) -> dict[str, Any]:

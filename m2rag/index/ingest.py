@@ -24,11 +24,13 @@ from m2rag.index.documents import (
 from m2rag.index.embedding import Embedder
 from m2rag.results import EmbeddingResult
 from m2rag.stores import Point, VectorStore
+from m2rag.stores.lexical import Bm25
 
 logger = logging.getLogger(__name__)
 
 DOC = "doc"
 PASSAGES = "passages"
+LEXICAL = "lexical"
 
 _BYTES_PER_TOKEN = 4  # of English in UTF-8; groups need no exact count, and an exact one costs a tokenizer pass
 _MAX_GROUP = 256
@@ -61,6 +63,7 @@ class Ingest:
         self._embedder = embedder
         self._policy = policy
         self._monitor = monitor
+        self._bm25 = Bm25(store.manifest.lexical) if store.manifest.lexical else None
 
     def run(self, items: Iterable[Document | Failure], batch_tokens: int) -> None:
         """Bring the items into the store, one group after the other."""
@@ -175,7 +178,8 @@ class Ingest:
             "starts": starts,
             "ends": ends,
         }
-        return Point(point_id(document.id), vectors, payload)
+        sparse = {LEXICAL: self._bm25.document(document.text)} if self._bm25 is not None else {}
+        return Point(point_id(document.id), vectors, payload, sparse=sparse)
 
 
 class Monitor:

@@ -28,6 +28,7 @@ class Manifest:
         m2rag_version: by which version of this library.
         format: version of the payload layout.
         model: what `M2Embedder` loads the model by, where that is known; the fingerprint decides whether it is the one.
+        lexical: language of the words in its sparse vectors; None where it has none.
     """
 
     fingerprint: str
@@ -36,6 +37,7 @@ class Manifest:
     m2rag_version: str
     format: int = FORMAT
     model: str | None = None
+    lexical: str | None = None
 
 
 @dataclass(frozen=True)

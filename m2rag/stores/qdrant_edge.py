@@ -114,10 +114,9 @@ class EdgeStore:
         Raises:
             InvalidInputError: the filter names a field the engine cannot address.
         """
-        sought = _sparse(vector) if isinstance(vector, SparseVector) else vector
         request = engine.QueryRequest(
             limit=limit,
-            query=engine.Query.Nearest(cast(Any, sought), name),
+            query=_nearest(name, vector),
             filter=engine.Filter(must=[_condition(c) for c in conditions(filter)]) if filter else None,
             params=_search_params(exact=self.count() <= EXACT_UP_TO),
             with_payload=list(payload) or False,
@@ -267,6 +266,10 @@ def _condition(condition: Condition) -> Any:
 
 def _vectors(point: Point) -> dict[str, Any]:
     return {**point.vectors, **{name: _sparse(vector) for name, vector in point.sparse.items()}}
+
+
+def _nearest(name: str, vector: Any) -> Any:
+    return engine.Query.Nearest(_sparse(vector) if isinstance(vector, SparseVector) else vector, name)
 
 
 def _sparse(vector: SparseVector) -> Any:

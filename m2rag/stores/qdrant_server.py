@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import grpc
 import httpx
 import numpy as np
 from qdrant_client import QdrantClient, models
@@ -46,6 +47,18 @@ FIRST_CONTACT_SECONDS = 10.0
 """A server that does not answer when it is first asked is more often a wrong URL than a restart."""
 
 _RETRIED = {408, 429, 500, 502, 503, 504}
+_GRPC_STATUS = {
+    grpc.StatusCode.UNAVAILABLE: 503,
+    grpc.StatusCode.DEADLINE_EXCEEDED: 504,
+    grpc.StatusCode.RESOURCE_EXHAUSTED: 429,
+    grpc.StatusCode.ABORTED: 503,
+    grpc.StatusCode.INTERNAL: 500,
+    grpc.StatusCode.UNAUTHENTICATED: 401,
+    grpc.StatusCode.PERMISSION_DENIED: 403,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.ALREADY_EXISTS: 409,
+}
+"""A client with `prefer_grpc` has these errors instead."""
 _FIELD_TYPES = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
 _QUANTIZED: dict[str, Any] = {
     "scalar": models.ScalarQuantization(
@@ -133,6 +146,7 @@ class QdrantServerStore:
         location: how a person would name the place; the collection's name by default.
         owns_client: close the client with the store.
         patience: how long to wait for a server that does not answer.
+        create_options: more arguments for `create_collection` (shard_number, replication_factor, ...).
 
     Raises:
         IndexNotFoundError: there is no such collection and `create` is None.
@@ -148,8 +162,10 @@ class QdrantServerStore:
         location: str | None = None,
         owns_client: bool = False,
         patience: Patience | None = None,
+        create_options: Mapping[str, Any] | None = None,
     ) -> None:
         self._client: Any = client
+        self._create_options = dict(create_options or {})
         self._collection = collection
         self._location = location or collection
         self._owns_client = owns_client
@@ -229,14 +245,14 @@ class QdrantServerStore:
             IndexMismatchError: the collection was made anew with another model.
             InvalidInputError: the filter names a field the engine cannot address.
         """
-        found = to_filter(filter)
+        where = to_filter(filter)
         n_points = self._verify()
         answer = self._ask(
             "query_points",
-            query=to_sparse(vector) if isinstance(vector, SparseVector) else vector.tolist(),
+            query=to_vector(vector),
             using=name,
             limit=limit,
-            query_filter=found,
+            query_filter=where,
             search_params=search_params(n_points),
             with_payload=list(payload) or False,
         )
@@ -308,16 +324,8 @@ class QdrantServerStore:
         return info.points_count or 0
 
     def _create(self, manifest: Manifest, schema: Schema) -> None:
-        metadata = {METADATA_KEY: {**manifest_to_json(manifest), "listed_fields": dict(schema.listed_fields)}}
         try:
-            self._ask(
-                "create_collection",
-                vectors_config={spec.name: vector_params(spec) for spec in schema.vectors},
-                sparse_vectors_config={
-                    name: models.SparseVectorParams(modifier=models.Modifier.IDF) for name in schema.sparse
-                },
-                metadata=metadata,
-            )
+            self._ask("create_collection", **{**self._create_options, **collection_config(manifest, schema)})
         except _ExistsError:  # made by another process a moment ago, or by a try whose answer was lost
             logger.debug("the collection %s exists already", self.location)
 
@@ -353,6 +361,8 @@ class QdrantServerStore:
                 return getattr(client, method)(collection_name=self._collection, **arguments)
             except (ApiException, QdrantException) as error:
                 raise self._translated(error, method) from error
+            except grpc.RpcError as error:
+                raise self._answered(_GRPC_STATUS.get(error.code(), 400), str(error.details()), method) from error
             except ValueError as error:  # what the client's in-memory mode raises
                 text = f"the index at {self.location} refused to {method}: {error}"
                 raise (IndexNotFoundError if "not found" in str(error) else StoreError)(text) from error
@@ -376,7 +386,10 @@ class QdrantServerStore:
             return StoreError(f"the answer of {self.location} to {method} cannot be read: {error.source}")
         if not isinstance(error, UnexpectedResponse):
             return StoreError(f"the index at {self.location} failed to {method}: {error}")
-        status, said = error.status_code, _said(error)
+        return self._answered(error.status_code or 0, _said(error), method)
+
+    def _answered(self, status: int, said: str, method: str) -> Exception:
+        """Our error for an answer of this status."""
         if status in _RETRIED:
             return Transient(_Described(f"{status} {said}"))
         if status in (401, 403):
@@ -421,6 +434,17 @@ def vector_params(spec: VectorSpec) -> models.VectorParams:
     return params
 
 
+def collection_config(manifest: Manifest, schema: Schema) -> dict[str, Any]:
+    """What `create_collection` takes for a collection of this schema, its manifest in the metadata."""
+    return {
+        "vectors_config": {spec.name: vector_params(spec) for spec in schema.vectors},
+        "sparse_vectors_config": {
+            name: models.SparseVectorParams(modifier=models.Modifier.IDF) for name in schema.sparse
+        },
+        "metadata": {METADATA_KEY: {**manifest_to_json(manifest), "listed_fields": dict(schema.listed_fields)}},
+    }
+
+
 def search_params(n_points: int) -> models.SearchParams:
     """How to search a collection of this many points."""
     exact = n_points <= EXACT_UP_TO
@@ -437,9 +461,11 @@ def to_filter(filter: Filter | None) -> models.Filter | None:
     return models.Filter(must=[_to_condition(c) for c in conditions(filter)]) if filter else None
 
 
-def to_sparse(vector: SparseVector) -> models.SparseVector:
-    """A sparse vector, as the server takes it."""
-    return models.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+def to_vector(vector: np.ndarray | SparseVector) -> Any:
+    """A dense or sparse vector, as the server takes it."""
+    if isinstance(vector, SparseVector):
+        return models.SparseVector(indices=vector.indices.tolist(), values=vector.values.tolist())
+    return vector.tolist()
 
 
 def to_point(record: Any) -> Point:
@@ -458,6 +484,6 @@ def _to_condition(condition: Condition) -> models.FieldCondition:
 
 
 def _record(point: Point) -> models.PointStruct:
-    vectors: dict[str, Any] = {name: vector.tolist() for name, vector in point.vectors.items()}
-    vectors.update((name, to_sparse(vector)) for name, vector in point.sparse.items())
+    every: dict[str, np.ndarray | SparseVector] = {**point.vectors, **point.sparse}
+    vectors = {name: to_vector(vector) for name, vector in every.items()}
     return models.PointStruct(id=str(point.id), vector=vectors, payload=dict(point.payload))

@@ -24,6 +24,9 @@ from m2rag.errors import (
 )
 from m2rag.index import AddProgress, Document, LongDocumentIndex, read_info
 from m2rag.index.documents import point_id
+from m2rag.index.index import index_schema, new_manifest
+from m2rag.stores import open_store
+from m2rag.stores.lexical import Bm25
 
 ANIMALS = Document("animals", "Cats purr softly. Dogs bark at night. Whales sing under water.", "Animals")
 COOKING = Document("cooking", "Bake the bread slowly. Salt the soup.\nWash the rice twice.", "Cooking")
@@ -525,3 +528,15 @@ def test_the_index_does_not_index_itself(tmp_path: Path, embedder: HashEmbedder)
     with LongDocumentIndex(tmp_path / "index", embedder) as index:
         report = index.add(tmp_path)
         assert index.ids() == ["a.txt"] and report.skipped == []
+
+
+def test_a_collection_with_bm25_vectors_gets_them(tmp_path: Path) -> None:
+    embedder = HashEmbedder()
+    manifest = replace(new_manifest(embedder), lexical="english")
+    schema = replace(index_schema(embedder.dimension), sparse=("lexical",))
+    store = open_store(tmp_path / "index", create=(manifest, schema))
+    with LongDocumentIndex(store, embedder) as index:
+        index.add([ANIMALS, COOKING, SPACE])
+        found = store.query("lexical", Bm25().query("planets"), limit=9, payload=("id",))
+        assert [point.payload["id"] for point in found] == ["space"]
+    assert read_info(tmp_path / "index")["lexical"] == "english"

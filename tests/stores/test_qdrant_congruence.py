@@ -16,7 +16,7 @@ from m2rag.errors import IndexNotFoundError, InvalidInputError, StoreError
 from m2rag.stores import Manifest, Point, Schema, SparseVector, VectorSpec, VectorStore, open_store
 
 DIMENSION = 16
-MANIFEST = Manifest("fake:16", DIMENSION, "2025-01-01T00:00:00+00:00", "0.1.0", model="fake")
+MANIFEST = Manifest("fake:16", DIMENSION, "2025-01-01T00:00:00+00:00", "0.1.0", model="fake", lexical="english")
 SCHEMA = Schema(
     (
         VectorSpec("doc", DIMENSION),

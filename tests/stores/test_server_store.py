@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
+import grpc
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
@@ -347,6 +348,59 @@ def test_first_contact_is_less_patient(double: QdrantTestServer) -> None:
         QdrantServerStore(client, "docs", create=NEW, patience=patience)
     assert sum(slept) <= 10
     client.close()
+
+
+# Over gRPC
+
+
+class GrpcError(grpc.RpcError):
+    """As gRPC clients raise them."""
+
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__()
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return f"told over gRPC: {self._code.name}"
+
+
+class GrpcLike:
+    """A client that fails as one with `prefer_grpc` does, `times` times at `method`."""
+
+    def __init__(self, client: QdrantClient, method: str, code: grpc.StatusCode, times: int = 10**6) -> None:
+        self._client, self._method, self._code, self.times = client, method, code, times
+
+    def __getattr__(self, name: str) -> Any:
+        if name == self._method and self.times > 0:
+            self.times -= 1
+            raise GrpcError(self._code)
+        return getattr(self._client, name)
+
+
+@pytest.mark.parametrize("code", ["UNAVAILABLE", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED", "ABORTED", "INTERNAL"])
+def test_bad_moments_over_grpc(store: VectorStore, plain: QdrantClient, code: str) -> None:
+    failing = GrpcLike(plain, "upsert", grpc.StatusCode[code], times=2)
+    over_grpc = QdrantServerStore(failing, "docs")
+    over_grpc.upsert([point(1)])
+    assert store.count() == 1 and failing.times == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "code", "message"),
+    [
+        ("get_collection", "UNAUTHENTICATED", "refuses access.*UNAUTHENTICATED.*QDRANT_API_KEY"),
+        ("get_collection", "PERMISSION_DENIED", "refuses access"),
+        ("get_collection", "NOT_FOUND", "there is no index at docs"),
+        ("get_collection", "INVALID_ARGUMENT", "refused to get_collection: 400 told over gRPC"),
+        ("get_collection", "UNAVAILABLE", "cannot be reached"),
+    ],
+)
+def test_refusals_over_grpc(plain: QdrantClient, method: str, code: str, message: str) -> None:
+    with pytest.raises(StoreError, match=message):
+        QdrantServerStore(GrpcLike(plain, method, grpc.StatusCode[code]), "docs")
 
 
 # The key

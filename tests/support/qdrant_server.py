@@ -29,7 +29,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import numpy as np
 import qdrant_edge as engine
 
-VERSION = "1.17.0"
+VERSION = "1.20.0"
 """What it says it is: a server that keeps collection metadata."""
 
 Json = dict[str, Any]

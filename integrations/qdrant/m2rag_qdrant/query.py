@@ -1,0 +1,89 @@
+"""Hybrid queries: the meaning of a whole document and its words, fused by reciprocal ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+from qdrant_client import models
+
+from m2rag.errors import InvalidInputError
+from m2rag.index import Embedder
+from m2rag.index.hits import HIT_FIELDS
+from m2rag.index.index import metadata_filter
+from m2rag.index.ingest import DOC, LEXICAL, PASSAGES
+from m2rag.stores import Scalar
+from m2rag.stores.lexical import Bm25
+from m2rag.stores.qdrant import OVERSAMPLING
+from m2rag.stores.qdrant_server import to_filter, to_vector
+
+RRF_K = 60
+"""A document of rank r (from 1) in a ranking of weight w counts w / (RRF_K + r)."""
+
+Id = TypeVar("Id", bound=Hashable)
+
+
+def hybrid_query(
+    text: str,
+    embedder: Embedder,
+    *,
+    limit: int = 10,
+    depth: int = 100,
+    filter: Mapping[str, Scalar] | None = None,
+    language: str = "english",
+    rescore: bool = False,
+    with_payload: Sequence[str] | bool = HIT_FIELDS,
+) -> dict[str, Any]:
+    """The arguments of `query_points` for one request: `client.query_points(name, **hybrid_query(...))`.
+
+    The server fuses both rankings with equal weights. `DocumentCollection.search` does more: other weights, passages,
+    and the check that the collection is the embedder's, which nobody makes here.
+
+    Args:
+        text: what is looked for.
+        embedder: the one the collection was made with.
+        limit: documents to return.
+        depth: documents taken from each ranking.
+        filter: metadata fields and the values they must have, all of them.
+        language: of the collection's BM25 vectors.
+        rescore: order the fused documents by their best passage (MAX_SIM on `passages`).
+        with_payload: payload fields to return; the default leaves the text out, which may be long.
+
+    Raises:
+        InvalidInputError: `limit` or `depth` is out of range, the filter is malformed, the query empty, the language
+            unknown.
+    """
+    if limit < 1 or depth < limit:
+        raise InvalidInputError(f"limit must be at least 1 and depth at least limit, not {limit} and {depth}")
+    where = to_filter(metadata_filter(filter))
+    words = Bm25(language).query(text)
+    dense = np.asarray(embedder.embed_query(text), dtype=np.float32)
+    quantized = models.QuantizationSearchParams(rescore=True, oversampling=OVERSAMPLING)
+    by_meaning = models.Prefetch(
+        query=to_vector(dense),
+        using=DOC,
+        limit=depth,
+        filter=where,
+        params=models.SearchParams(quantization=quantized),
+    )
+    prefetch = [by_meaning]
+    if words.indices.size:
+        prefetch.append(models.Prefetch(query=to_vector(words), using=LEXICAL, limit=depth, filter=where))
+    fusion = models.RrfQuery(rrf=models.Rrf(k=RRF_K + 1))  # Qdrant counts ranks from 0
+    shown = with_payload if isinstance(with_payload, bool) else list(with_payload)
+    if not rescore:
+        return {"prefetch": prefetch, "query": fusion, "limit": limit, "with_payload": shown}
+    fused = models.Prefetch(prefetch=prefetch, query=fusion, limit=depth)
+    # One query vector against the many of a document: a multivector query of one row.
+    best_passage = {"prefetch": [fused], "query": to_vector(dense[None, :]), "using": PASSAGES}
+    return {**best_passage, "limit": limit, "with_payload": shown}
+
+
+def fuse(rankings: Sequence[Sequence[Id]], weights: Sequence[float]) -> dict[Id, float]:
+    """Scores by weighted reciprocal rank fusion, best first; among equals the first ranking's order holds."""
+    scores: dict[Id, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for rank, id in enumerate(ranking, start=1):
+            scores[id] = scores.get(id, 0.0) + weight / (RRF_K + rank)
+    return dict(sorted(scores.items(), key=lambda item: -item[1]))

@@ -1,0 +1,75 @@
+"""The query builder with clients nobody wrapped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_embedder import HashEmbedder
+from qdrant_client import AsyncQdrantClient, QdrantClient
+from test_qdrant_collection import DOCUMENTS
+
+from m2rag.errors import InvalidInputError
+from m2rag_qdrant import DocumentCollection, hybrid_query
+from m2rag_qdrant.query import fuse
+
+QUERY = "w7 w11 w3 only3"
+
+
+@pytest.fixture
+def filled(qdrant: QdrantClient, collection: str) -> DocumentCollection:
+    made = DocumentCollection.on_server(qdrant, collection, HashEmbedder())
+    made.add(DOCUMENTS)
+    return made
+
+
+def test_it_finds_what_search_finds(
+    filled: DocumentCollection, qdrant: QdrantClient, collection: str, async_qdrant: AsyncQdrantClient, loop: Any
+) -> None:
+    arguments = hybrid_query(QUERY, HashEmbedder(), limit=8)
+    expected = {hit.id: hit.score for hit in filled.search(QUERY, 8)}
+    for found in (
+        qdrant.query_points(collection, **arguments),
+        loop.run(async_qdrant.query_points(collection, **arguments)),
+    ):
+        assert {point.payload["id"]: point.score for point in found.points} == pytest.approx(expected)
+        assert "text" not in found.points[0].payload and found.points[0].payload["metadata"]
+
+
+def test_filter_and_payload(filled: DocumentCollection, qdrant: QdrantClient, collection: str) -> None:
+    arguments = hybrid_query(QUERY, HashEmbedder(), filter={"tags": "t1"}, with_payload=["id", "text"])
+    points = qdrant.query_points(collection, **arguments).points
+    assert len(points) == 7 and all(set(point.payload) == {"id", "text"} for point in points)
+    assert all(int(point.payload["id"][7:9]) % 3 == 1 for point in points)
+
+
+def test_rescoring_orders_by_the_best_passage(
+    filled: DocumentCollection, qdrant: QdrantClient, collection: str
+) -> None:
+    embedder = HashEmbedder()
+    best = {
+        document.id: float((embedder.passages(document.text).vectors @ embedder.embed_query(QUERY)).max())
+        for document in DOCUMENTS
+    }
+    points = qdrant.query_points(collection, **hybrid_query(QUERY, embedder, limit=5, rescore=True)).points
+    assert [point.score for point in points] == pytest.approx(sorted(best.values(), reverse=True)[:5], abs=2e-3)
+
+
+def test_a_query_without_words_is_dense(filled: DocumentCollection, qdrant: QdrantClient, collection: str) -> None:
+    points = qdrant.query_points(collection, **hybrid_query("the of", HashEmbedder(), limit=3)).points
+    assert len(points) == 3
+
+
+def test_bad_arguments() -> None:
+    for arguments in ({"limit": 0}, {"limit": 10, "depth": 5}, {"language": "klingon"}, {"filter": {"a": []}}):
+        with pytest.raises(InvalidInputError):
+            hybrid_query("w7", HashEmbedder(), **arguments)
+
+
+def test_fusion() -> None:
+    assert fuse([["a", "b", "c"], ["c", "d"]], (1, 1)) == pytest.approx(
+        {"c": 1 / 63 + 1 / 61, "a": 1 / 61, "b": 1 / 62, "d": 1 / 62}
+    )
+    assert list(fuse([["a", "b", "c"], ["c", "d"]], (1, 1))) == ["c", "a", "b", "d"]
+    assert list(fuse([["a", "b"], ["b", "a"]], (1, 2))) == ["b", "a"]
+    assert fuse([[], []], (1, 1)) == {}

@@ -1,0 +1,44 @@
+"""Words of a text as a sparse vector: BM25, with the weighing by rarity left to the store."""
+
+from __future__ import annotations
+
+import numpy as np
+import qdrant_edge as engine
+
+from m2rag.errors import InvalidInputError
+from m2rag.stores.base import SparseVector
+
+
+class Bm25:
+    """BM25's part of a document and of a query: stemmed words without stop words, hashed to 32 bits.
+
+    The numbers of a document saturate with a word's count and shrink with the document's length, as BM25 has it with
+    k1 = 1.2, b = 0.75 and an average length of 256 words. That constant is short for long documents on purpose: it
+    makes length count less, which ranked long documents better than their true average did. The factor for a word's
+    rarity is the store's: it knows the collection (`Schema.sparse`).
+
+    Args:
+        language: of stemmer and stop words, in English ("english", "german", ...).
+
+    Raises:
+        InvalidInputError: a language that is not known.
+    """
+
+    def __init__(self, language: str = "english") -> None:
+        try:
+            self._bm25 = engine.Bm25(engine.Bm25Config(language=language))
+        except ValueError as error:
+            raise InvalidInputError(f"no BM25 for this language: {error}") from error
+        self.language = language
+
+    def document(self, text: str) -> SparseVector:
+        """Of a document's text."""
+        return _vector(self._bm25.embed_document(text))
+
+    def query(self, text: str) -> SparseVector:
+        """Of a query; empty if it has no words but stop words."""
+        return _vector(self._bm25.embed_query(text))
+
+
+def _vector(vector: engine.SparseVector) -> SparseVector:
+    return SparseVector(np.asarray(vector.indices, dtype=np.int64), np.asarray(vector.values, dtype=np.float32))
