@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 
 from m2rag_kernels.cache import Workspace
 
-# Points (channels x rows x FFT size) that go through the steps of a mixer together, and channels below which its
-# matrix products get slow.
-BLOCK_POINTS = 2**21
-MIN_CHANNELS = 32
+# Points (channels x rows x FFT size) that are projected together, and channels below which the matrix product gets
+# slow.
+BLOCK_POINTS = 2**22
+MIN_CHANNELS = 64
 
-# Points that are transformed together: 8 MB in fp32. Fewer make the set-up of a transform felt, more leave the cache.
-TRANSFORM_POINTS = 2**21
+# Points per thread that go through the other steps of a mixer together, in cache: 2 MB in fp32.
+TRANSFORM_POINTS = 2**19
+
+# Channels whose taps are multiplied out together.
+PRODUCT_CHANNELS = 128
 
 # Shorter inputs share one size: a query of any length then finds its spectra in the cache.
 MIN_FFT = 128
@@ -41,58 +46,86 @@ def block_shape(width: int, batch: int, n_fft: int) -> tuple[int, int]:
 
 def transform_step(rows: int, n_fft: int) -> int:
     """How many channels of a block of `rows` rows are transformed together."""
-    return max(1, TRANSFORM_POINTS // (rows * n_fft))
+    return max(1, TRANSFORM_POINTS * torch.get_num_threads() // (rows * n_fft))
 
 
-def taps_spectrum(
-    left: torch.Tensor, right_reversed: torch.Tensor | None, skip: torch.Tensor, n_fft: int
-) -> torch.Tensor:
-    """Spectrum of the two-sided taps, (C, n_fft / 2 + 1) complex64. The skip term is one more tap at distance 0.
+@lru_cache(maxsize=8)
+def twist(n_fft: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """exp(-i pi j / n_fft) for j = 0..n_fft / 2 - 1, complex64, and its conjugate."""
+    with torch.inference_mode(False):
+        angle = torch.arange(n_fft // 2, dtype=torch.float64) * (-math.pi / n_fft)
+        factor = torch.polar(torch.ones_like(angle), angle).to(torch.complex64)
+        return factor, factor.conj().resolve_conj()
+
+
+def taps_spectrum(left: torch.Tensor, right_reversed: torch.Tensor | None, n_fft: int) -> torch.Tensor:
+    """Spectrum of two-sided taps, (C, n_fft / 2) complex64: see `convolve`.
 
     Args:
-        left: taps for distances 0..T-1, (C, T).
-        right_reversed: taps for distances T..1, (C, T).
-        skip: (C,).
+        left: taps for distances 0..T-1, (C, T) fp32.
+        right_reversed: taps for distances T..1, (C, T) fp32.
         n_fft: at least 2T.
     """
-    taps = left.new_zeros(left.shape[0], n_fft, dtype=torch.float32)
-    taps[:, : left.shape[1]] = left
-    if right_reversed is not None:
-        taps[:, n_fft - right_reversed.shape[1] :] = right_reversed
-    taps[:, 0] += skip
-    return torch.fft.rfft(taps)
+    missing = n_fft // 2 - left.shape[1]
+    left = F.pad(left, (0, missing)) if missing else left
+    if right_reversed is None:
+        right_reversed = torch.zeros_like(left)
+    elif missing:
+        right_reversed = F.pad(right_reversed, (missing, 0))
+    return torch.fft.fft(torch.complex(left, right_reversed).mul_(twist(n_fft)[0]))
 
 
-def convolve_padded(padded: torch.Tensor, spectrum: torch.Tensor, length: int) -> torch.Tensor:
-    """Convolve rows (C, B, n_fft) that are zero from `length` on: (C, B, length)."""
-    product = torch.fft.rfft(padded).mul_(spectrum[:, None])
-    return torch.fft.irfft(product, n=padded.shape[-1])[..., :length]
+def convolve(rows: torch.Tensor, spectrum: torch.Tensor, work: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    r"""Convolve rows (C, B, L) into `out`, which may be `rows`.
+
+    The convolution of n_fft = 2M >= 2L points that changes the sign of what wraps around is the usual one for inputs
+    that are zero from L on. With w = exp(-i pi / n_fft) it is a complex one of M points,
+    $$y_j = Re(w^{-j} IFFT(FFT(u_j w^j) FFT((k_j - i k_{j+M}) w^j))),$$
+    without the mirrored frequencies, the zeros and the unwanted half of a real transform of n_fft points.
+
+    Args:
+        spectrum: (C, M).
+        work: (C, B, M) complex64, zero from L on.
+    """
+    forward, back = twist(2 * work.shape[-1])
+    length = rows.shape[-1]
+    work[..., :length].copy_(rows).mul_(forward[:length])
+    result = torch.fft.ifft(torch.fft.fft(work).mul_(spectrum[:, None]))
+    return out.copy_(result[..., :length].mul_(back[:length]).real)
 
 
-@dataclass(frozen=True)
 class ImplicitTaps:
     """Taps in factored form: k[c, d] = window[c, d] * sum over o of weight[c, o] hidden[o, d].
 
-    Attributes:
+    Args:
         hidden: (O, T) for the left and, if there is one, the right side; the right one runs from distance T to 1.
         weight: (D, O) for each side.
         window: maps a range of channels to (C, T), distances rising.
         skip: weight of the input itself, (D,).
     """
 
-    hidden: Sequence[torch.Tensor]
-    weight: Sequence[torch.Tensor]
-    window: Callable[[int, int], torch.Tensor]
-    skip: torch.Tensor
+    def __init__(
+        self,
+        hidden: Sequence[torch.Tensor],
+        weight: Sequence[torch.Tensor],
+        window: Callable[[int, int], torch.Tensor],
+        skip: torch.Tensor,
+    ) -> None:
+        self._hidden, self._weight, self._window, self._skip = hidden, weight, window, skip
+        self._products: list[torch.Tensor] = []
+        self._first = self._end = 0
 
     def spectrum(self, lo: int, hi: int, n_fft: int) -> torch.Tensor:
-        """Spectrum of channels lo..hi-1."""
-        window = self.window(lo, hi)
-        sides = [(weight[lo:hi] @ hidden).float() for weight, hidden in zip(self.weight, self.hidden, strict=True)]
-        sides[0] *= window
-        if len(sides) == 2:
-            sides[1] *= window.flip(-1)
-        return taps_spectrum(sides[0], sides[1] if len(sides) == 2 else None, self.skip[lo:hi], n_fft)
+        """Spectrum of channels lo..hi-1. The skip term is one more tap at distance 0."""
+        if not self._first <= lo < hi <= self._end:
+            # Products of few rows are slow: those of the next channels are made at once.
+            self._first, self._end = lo, max(hi, lo + PRODUCT_CHANNELS)
+            self._products = [w[lo : self._end] @ h for w, h in zip(self._weight, self._hidden, strict=True)]
+        window = self._window(lo, hi)
+        left, *right = (product[lo - self._first : hi - self._first].float() for product in self._products)
+        left.mul_(window)
+        left[:, 0] += self._skip[lo:hi]
+        return taps_spectrum(left, right[0].mul_(window.flip(-1)) if right else None, n_fft)
 
 
 class SpectrumSource:
@@ -118,12 +151,12 @@ class SpectrumSource:
         self._whole = workspace.spectra.find(self._key, sources)
         self._taps = make_taps() if self._whole is None else None
         self._new: torch.Tensor | None = None
-        bins = n_fft // 2 + 1
+        bins = n_fft // 2
         if self._whole is None and workspace.keeps_spectra_of(width * bins * 8):
             self._new = torch.empty(width, bins, dtype=torch.complex64)
 
     def __call__(self, lo: int, hi: int) -> torch.Tensor:
-        """(C, n_fft / 2 + 1) complex64 of channels lo..hi-1; ranges come in rising order, each once."""
+        """(C, n_fft / 2) complex64 of channels lo..hi-1; ranges come in rising order, each once."""
         if self._taps is None:
             assert self._whole is not None
             return self._whole[lo:hi]
@@ -151,15 +184,16 @@ def long_conv(
     channels = min(channels, transform_step(rows, n_fft))
     for lo in range(0, width, channels):
         block = slice(lo, lo + channels)
+        left = kernel[block].float().clone()
+        left[:, 0] += skip[block]
         right = None if kernel_rev is None else kernel_rev[block].float().flip(-1)
-        spectrum = taps_spectrum(kernel[block].float(), right, skip[block].float(), n_fft)
+        spectrum = taps_spectrum(left, right, n_fft)
         for row in range(0, batch, rows):
             some = slice(row, row + rows)
             part = u[some, block].float().transpose(0, 1)
             if mask is not None:
                 part = torch.where(mask[some], part, 0.0)
-            padded = part.new_zeros(*part.shape[:2], n_fft)
-            padded[..., :length] = part
-            result = convolve_padded(padded, spectrum, length).transpose(0, 1)
+            work = torch.zeros(*part.shape[:2], n_fft // 2, dtype=torch.complex64)
+            result = convolve(part, spectrum, work, torch.empty_like(part)).transpose(0, 1)
             y[some, block] = result if gate is None else result * gate[some, block].float()
     return y

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from m2rag_kernels.cache import Scratch
-from m2rag_kernels.long_conv.cpu import SpectrumSource, block_shape, convolve_padded, transform_step
+from m2rag_kernels.long_conv.cpu import SpectrumSource, block_shape, convolve, transform_step
 from m2rag_kernels.short_conv.cpu import short_conv_rows
 
 CHUNK_TOKENS = 2048
@@ -66,8 +66,8 @@ def mixer(
     channels, rows = block_shape(width, batch, n_fft)
     step = transform_step(rows, n_fft)
     y = scratch.take("y", (width, batch, length), u.dtype)
-    padded = scratch.take("padded", (min(step, channels), rows, n_fft), torch.float32)
-    padded[..., length:] = 0
+    work = scratch.take("work", (min(step, channels), rows, n_fft // 2), torch.complex64)
+    work[..., length:] = 0
 
     for lo in range(0, width, channels):
         hi = min(lo + channels, width)
@@ -75,21 +75,16 @@ def mixer(
         known: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         for row in range(0, batch, rows):
             some = u[row : row + rows]
+            n_rows = some.shape[0]
             some_mask = None if float_mask is None else float_mask[row : row + rows]
-            shape = (3, hi - lo, some.shape[0], length)
-            product = scratch.take("product", (len(block_weight), some.shape[0] * length), u.dtype)
-            torch.mm(block_weight, some.reshape(-1, width).t(), out=product)
-            p = scratch.take("projected", shape, torch.float32).copy_(product.view(shape))
-            p.add_(in_bias[:, lo:hi, :, None])
-            if some_mask is not None:
-                p.mul_(some_mask)
-            v, gate = short_conv_rows(
-                p,
-                short_weight[:, lo:hi],
-                short_bias[:, lo:hi],
-                some_mask,
-                scratch.take("convolved", shape, torch.float32),
-            )
+            tokens = some.reshape(-1, width)
+            product = scratch.take("product", (len(block_weight), len(tokens)), u.dtype)
+            product = torch.mm(block_weight, tokens.t(), out=product).view(3, hi - lo, n_rows, length)
+            if residual_spectra is not None:
+                # A product with the identity is exact and several times faster than a strided copy.
+                rows_of_u = scratch.take("rows", (hi - lo, len(tokens)), u.dtype)
+                torch.mm(torch.eye(hi - lo, dtype=u.dtype), tokens[:, lo:hi].t(), out=rows_of_u)
+                rows_of_u = rows_of_u.view(hi - lo, n_rows, length)
             for first in range(lo, hi, step):
                 last = min(first + step, hi)
                 if first not in known:
@@ -97,14 +92,24 @@ def mixer(
                     known[first] = spectra(first, last), residual
                 # Kept only for further rows: memory freed at once is used again while it is in cache.
                 spectrum, residual_spectrum = known.pop(first) if rows >= batch else known[first]
-                buffer = padded[: last - first, : some.shape[0]]
-                buffer[..., :length] = v[first - lo : last - lo]
-                result = gate[first - lo : last - lo]
-                result.mul_(convolve_padded(buffer, spectrum, length))
+                shape = (3, last - first, n_rows, length)
+                p = scratch.take("projected", shape, torch.float32).copy_(product[:, first - lo : last - lo])
+                p.add_(in_bias[:, first:last, :, None])
+                if some_mask is not None:
+                    p.mul_(some_mask)
+                v, gate = short_conv_rows(
+                    p,
+                    short_weight[:, first:last],
+                    short_bias[:, first:last],
+                    some_mask,
+                    scratch.take("convolved", shape, torch.float32),
+                )
+                buffer = work[: last - first, :n_rows]
+                gate.mul_(convolve(v, spectrum, buffer, v))
                 if residual_spectrum is not None:
-                    buffer[..., :length] = some[..., first:last].permute(2, 0, 1)
-                    result.add_(convolve_padded(buffer, residual_spectrum, length))
-                y[first:last, row : row + rows] = result
+                    v.copy_(rows_of_u[first - lo : last - lo])
+                    gate.add_(convolve(v, residual_spectrum, buffer, v))
+                y[first:last, row : row + rows] = gate
 
     pieces = zip(y.view(width, -1).t().split(CHUNK_TOKENS), out.view(-1, width).split(CHUNK_TOKENS), strict=True)
     out_bias = weights.out_bias.to(u.dtype)
