@@ -22,10 +22,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from common import RESULTS, cpu_name
+
 from m2rag.evaluation import BM25Ranker, DenseRanker, FusionRanker, Ranker, Task, evaluate, load_task
 from m2rag.evaluation.report import BOOTSTRAP_SEED
 
-RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("m2rag", "torch", "transformers", "tokenizers", "numpy", "bm25s", "PyStemmer", "pytrec_eval-terrier")
 PRECISION_CHECK = "float32-check"  # set of tasks on which MiniLM was run in float32 too
 DEVELOPMENT = "qmsum_val_"  # tasks whose figures guided choices: shown, not averaged
@@ -34,10 +35,7 @@ ORDER = ["bm25", "minilm-truncated", "minilm-chunk-mean", "minilm-chunk-max", "m
 
 def machine() -> str:
     """Number of cores and processor, without anything that names the host."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return f"{os.cpu_count()} cores {names[0] if names else platform.processor() or platform.machine()}"
+    return f"{os.cpu_count()} cores {cpu_name()}"
 
 
 def progress_line(done: int, total: int, start: float) -> None:
