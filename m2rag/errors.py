@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 if TYPE_CHECKING:
     from m2rag.results import EmbeddingResult
@@ -106,6 +107,18 @@ class IndexNotFoundError(StoreError):
 
 class IndexLockedError(StoreError):
     """The index folder is open in another process."""
+
+
+class PointTooLargeError(StoreError):
+    """A document is larger than the store takes in one piece; nothing of it was written.
+
+    Attributes:
+        ids: of the points that are too large.
+    """
+
+    def __init__(self, message: str, ids: Collection[UUID]) -> None:
+        super().__init__(message)
+        self.ids = frozenset(ids)
 
 
 class IndexMismatchError(M2RagError):

@@ -11,7 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from m2rag.errors import IndexMismatchError, InvalidInputError, M2RagError, NonFiniteError, RemoteError
+from m2rag.errors import (
+    IndexMismatchError,
+    InvalidInputError,
+    M2RagError,
+    NonFiniteError,
+    PointTooLargeError,
+    RemoteError,
+)
 from m2rag.index.documents import (
     AddProgress,
     AddReport,
@@ -144,13 +151,25 @@ class Ingest:
                 )
                 self._monitor.fail(pending.document.id, cause)
         # A new document may have been stored by a try whose answer was lost: then it is not written a second time.
-        new = [point for point, pending in zip(points, stored, strict=True) if pending.is_new]
-        changed = [point for point, pending in zip(points, stored, strict=True) if not pending.is_new]
-        if new:
-            self._store.upsert(new, insert_only=True)
-        if changed:
-            self._store.upsert(changed)
-        self._monitor.stored(stored, sum(point.payload["n_tokens"] for point in points))
+        for is_new in (True, False):
+            batch = [one for one in zip(points, stored, strict=True) if one[1].is_new == is_new]
+            written = self._write(batch, insert_only=is_new)
+            if written:
+                tokens = sum(point.payload["n_tokens"] for point, _ in written)
+                self._monitor.stored([pending for _, pending in written], tokens)
+
+    def _write(self, batch: list[tuple[Point, Pending]], *, insert_only: bool) -> list[tuple[Point, Pending]]:
+        """Store points; those too large for the store are reported, the others are returned."""
+        while batch:
+            try:
+                self._store.upsert([point for point, _ in batch], insert_only=insert_only)
+                break
+            except PointTooLargeError as error:
+                for point, pending in batch:
+                    if point.id in error.ids:
+                        self._monitor.fail(pending.document.id, error)
+                batch = [one for one in batch if one[0].id not in error.ids]
+        return batch
 
     def _point(self, pending: Pending, vector: np.ndarray, result: EmbeddingResult, i: int) -> Point:
         document = pending.document

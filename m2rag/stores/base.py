@@ -134,6 +134,9 @@ class VectorStore(Protocol):
 
         With `insert_only` points that are there already are left alone. A call that fails may have written some of the
         points, each of them whole; the same call again puts that right.
+
+        Raises:
+            PointTooLargeError: points that the store cannot take; the call works without them.
         """
         ...
 

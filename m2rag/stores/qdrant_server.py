@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,7 +18,13 @@ from qdrant_client import QdrantClient, models
 from qdrant_client.common.client_exceptions import QdrantException, ResourceExhaustedResponse
 from qdrant_client.http.exceptions import ApiException, ResponseHandlingException, UnexpectedResponse
 
-from m2rag.errors import IndexMismatchError, IndexNotFoundError, InvalidInputError, StoreError
+from m2rag.errors import (
+    IndexMismatchError,
+    IndexNotFoundError,
+    InvalidInputError,
+    PointTooLargeError,
+    StoreError,
+)
 from m2rag.stores.base import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
 from m2rag.stores.manifest import manifest_from_json, manifest_to_json
 from m2rag.stores.qdrant import (
@@ -41,6 +47,10 @@ METADATA_KEY = "m2rag"
 
 MAX_REQUEST_BYTES = 4_000_000
 """Servers take 32 MB; requests of many megabytes run into time limits on the way."""
+
+MAX_POINT_BYTES = 33_000_000
+"""A server's own limit on a request is 32 MiB unless it is set otherwise. Checked here too: a server that is sent more
+may hang up in the middle, which looks like a bad connection."""
 
 REQUEST_SECONDS = 60
 FIRST_CONTACT_SECONDS = 10.0
@@ -182,6 +192,8 @@ class QdrantServerStore:
         stored = self._stored_manifest(info)
         self._manifest = manifest_from_json(stored, index=self.location, kept_in=self._kept_in)
         self._check_sizes(info)
+        vectors = info.config.params.vectors or {}
+        self._halved = {name for name, params in vectors.items() if params.datatype == models.Datatype.FLOAT16}
         self._index_fields(stored.get("listed_fields") or {}, info)
         self._patience = patience
 
@@ -207,6 +219,7 @@ class QdrantServerStore:
 
         Raises:
             IndexMismatchError: the collection was made anew with another model.
+            PointTooLargeError: a point is larger than the server takes.
             StoreError: a vector has a wrong dimension or holds NaN or infinity (then no point of the call is written),
                 or the server failed.
         """
@@ -214,7 +227,14 @@ class QdrantServerStore:
         self._verify()
         mode = models.UpdateMode.INSERT_ONLY if insert_only else None
         for group in in_requests(points, MAX_REQUEST_BYTES):
-            self._ask("upsert", points=[_record(point) for point in group], wait=True, update_mode=mode)
+            records = [_record(point, self._halved) for point in group]
+            self._check_size(records)
+            try:
+                self._ask("upsert", points=records, wait=True, update_mode=mode)
+            except _RequestTooLargeError as error:
+                if len(group) > 1:
+                    raise
+                raise PointTooLargeError(str(error), [group[0].id]) from error
 
     def retrieve(
         self, ids: Sequence[UUID], *, payload: Sequence[str] = (), vectors: Sequence[str] = ()
@@ -347,6 +367,17 @@ class QdrantServerStore:
                     f"metadata says {self._manifest.dimension}: build the index anew in another collection"
                 )
 
+    def _check_size(self, records: list[models.PointStruct]) -> None:
+        if len(records) > 1:  # many small ones
+            return
+        size = len(models.PointsList(points=records).model_dump_json(exclude_unset=True).encode("utf-8"))
+        if size > MAX_POINT_BYTES:
+            raise PointTooLargeError(
+                f"the document takes {size / 1e6:.1f} MB with its vectors, a request to {self.location} at most "
+                f"{MAX_POINT_BYTES / 1e6:.1f}: split it into volumes",
+                [UUID(str(records[0].id))],
+            )
+
     def _index_fields(self, fields: dict[str, str], info: Any) -> None:
         for name, kind in fields.items():
             if name not in info.payload_schema:
@@ -401,11 +432,16 @@ class QdrantServerStore:
             return IndexNotFoundError(f"there is no index at {self.location} ({said})")
         if status == 409:
             return _ExistsError(f"{self.location} exists already ({said})")
-        return StoreError(f"the index at {self.location} refused to {method}: {status} {said}")
+        text = f"the index at {self.location} refused to {method}: {status} {said}"
+        return (_RequestTooLargeError if status == 413 or "larger than allowed" in said else StoreError)(text)
 
 
 class _Described(Exception):
     """A client's error in words fit for a message."""
+
+
+class _RequestTooLargeError(StoreError):
+    """A request has more bytes than the server takes."""
 
 
 class _ExistsError(StoreError):
@@ -483,7 +519,10 @@ def _to_condition(condition: Condition) -> models.FieldCondition:
     return models.FieldCondition(key=condition.key, match=models.MatchValue(value=condition.equals))
 
 
-def _record(point: Point) -> models.PointStruct:
+def _record(point: Point, halved: Collection[str]) -> models.PointStruct:
+    """A point as the server takes it; vectors it keeps in 16 bits are sent with 6 decimals, half as many bytes."""
     every: dict[str, np.ndarray | SparseVector] = {**point.vectors, **point.sparse}
+    for name in point.vectors.keys() & set(halved):
+        every[name] = np.round(point.vectors[name].astype(np.float64), 6)
     vectors = {name: to_vector(vector) for name, vector in every.items()}
     return models.PointStruct(id=str(point.id), vector=vectors, payload=dict(point.payload))

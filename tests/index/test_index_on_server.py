@@ -16,7 +16,7 @@ from fake_embedder import HashEmbedder
 from qdrant_client import QdrantClient
 from support.qdrant_server import QdrantTestServer
 
-from m2rag.errors import IndexMismatchError, IndexNotFoundError, StoreError
+from m2rag.errors import IndexMismatchError, IndexNotFoundError, PointTooLargeError, StoreError
 from m2rag.index import Document, Hit, LongDocumentIndex, read_info
 from m2rag.index.documents import point_id
 from m2rag.stores import open_store, qdrant_server
@@ -103,6 +103,20 @@ def test_made_anew_by_others_between_two_calls(double: QdrantTestServer) -> None
                 with pytest.raises(IndexMismatchError, match="other:64"):
                     call()
             assert len(other) == 0
+
+
+def test_a_document_too_large_for_the_server(collection_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is reported by name; the others of its batch are stored."""
+    monkeypatch.setattr(qdrant_server, "MAX_REQUEST_BYTES", 10_000)
+    monkeypatch.setattr(qdrant_server, "MAX_POINT_BYTES", 50_000)
+    large = Document("large", "word " * 20_000)
+    with LongDocumentIndex(collection_url, HashEmbedder(max_tokens=10**6)) as index:
+        index.add(DOCUMENTS[0])
+        report = index.add([document(0, " More."), *DOCUMENTS[1:3], large, DOCUMENTS[3]])
+        assert (report.added, report.replaced, len(index)) == (3, 1, 4)
+        assert [(failure.id, type(failure.cause)) for failure in report.failed] == [("large", PointTooLargeError)]
+        assert "split it" in str(report.failed[0].cause) and "large" not in index
+        assert index.add(large).failed[0].id == "large"
 
 
 def quick(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

@@ -125,11 +125,12 @@ def assert_same(edge: Any, server: Any) -> None:
             assert_same(one, server[key])
     elif isinstance(edge, Point):
         assert (edge.id, edge.payload) == (server.id, server.payload)
-        assert edge.score == pytest.approx(server.score, abs=1e-6)
+        assert edge.score == pytest.approx(server.score, abs=1e-4)  # passages are rounded, see below
         assert edge.vectors.keys() == server.vectors.keys()
         for name, vector in edge.vectors.items():
             assert vector.dtype == server.vectors[name].dtype == np.float32
-            np.testing.assert_allclose(vector, server.vectors[name], atol=1e-6)
+            # Passages are kept in 16 bits: a number in the middle between two may be rounded to either.
+            np.testing.assert_allclose(vector, server.vectors[name], atol=5e-4 if name == "passages" else 1e-6)
     else:
         assert edge == server
 

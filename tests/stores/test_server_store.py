@@ -18,7 +18,7 @@ import pytest
 from qdrant_client import QdrantClient, models
 from support.qdrant_server import QdrantTestServer
 
-from m2rag.errors import IndexMismatchError, IndexNotFoundError, InvalidInputError, StoreError
+from m2rag.errors import IndexMismatchError, IndexNotFoundError, InvalidInputError, PointTooLargeError, StoreError
 from m2rag.stores import Manifest, Point, Schema, SparseVector, VectorSpec, VectorStore, open_store
 from m2rag.stores import qdrant_server as module
 from m2rag.stores.qdrant_server import QdrantServerStore, parse_url
@@ -265,6 +265,35 @@ def test_requests_stay_small(store: VectorStore, double: QdrantTestServer, monke
     assert len(sizes) < len(points), "points that fit together go together"
 
 
+def test_a_point_larger_than_a_request(
+    store: VectorStore, double: QdrantTestServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MAX_REQUEST_BYTES", 10_000)
+    monkeypatch.setattr(module, "MAX_POINT_BYTES", 50_000)
+    with pytest.raises(PointTooLargeError, match=r"takes 0\.1 MB .* at most 0\.1: split") as caught:
+        store.upsert([point(1), point(2, text="x" * 60_000), point(3)])
+    assert caught.value.ids == {UUID(int=2)} and not double.sizes or max(double.sizes) < 50_000
+    store.upsert([point(1), point(3), point(4, text="x" * 40_000)])
+    assert store.count() == 3
+
+
+@pytest.mark.parametrize("answer", [{"status": 413}, {"status": 400, "said": "JSON payload is larger than allowed"}])
+def test_a_server_that_takes_less(store: VectorStore, double: QdrantTestServer, answer: dict[str, Any]) -> None:
+    double.fail(1, "PUT .*/points", **answer)
+    with pytest.raises(PointTooLargeError, match="refused to upsert") as caught:
+        store.upsert([point(2)])
+    assert caught.value.ids == {UUID(int=2)}
+
+
+def test_passages_are_sent_short_and_come_back_right(store: VectorStore, double: QdrantTestServer) -> None:
+    passages = np.random.default_rng(3).normal(size=(500, 8)).astype(np.float32)
+    passages /= np.linalg.norm(passages, axis=1, keepdims=True)
+    store.upsert([Point(UUID(int=1), {"doc": passages[0], "passages": passages}, {})])
+    assert double.sizes[-1] < 500 * 8 * 11
+    found = store.retrieve([UUID(int=1)], vectors=("passages",))[UUID(int=1)].vectors["passages"]
+    np.testing.assert_allclose(found, passages, atol=5e-4)
+
+
 # When the server does not answer
 
 
@@ -325,7 +354,7 @@ def test_a_server_may_say_how_long_to_wait(double: QdrantTestServer, url: str) -
     client.close()
 
 
-@pytest.mark.parametrize("status", [400, 413, 422])
+@pytest.mark.parametrize("status", [400, 422])
 def test_a_refusal_is_not_repeated(store: VectorStore, double: QdrantTestServer, status: int) -> None:
     double.fail(1, "PUT .*/points", status=status)
     with pytest.raises(StoreError, match=f"refused to upsert: {status} as the test ordered"):

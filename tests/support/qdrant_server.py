@@ -51,6 +51,7 @@ class Fault:
 
     Attributes:
         status: answer with this instead; 0 breaks the connection without an answer.
+        said: the error text of that answer.
         done_first: do what was asked before that: the client cannot know it was done.
         retry_after: the header, in seconds.
     """
@@ -58,6 +59,7 @@ class Fault:
     times: int
     route: str = ".*"
     status: int = 503
+    said: str = "as the test ordered"
     done_first: bool = False
     retry_after: int | None = None
 
@@ -226,7 +228,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault is not None:
-            status, told = fault.status, {"status": {"error": "as the test ordered"}, "time": 0.0}
+            status, told = fault.status, {"status": {"error": fault.said}, "time": 0.0}
         data = json.dumps(told).encode()
         self.send_response(status)
         self.send_header("content-type", "application/json")
