@@ -167,6 +167,43 @@ def test_bars_follow_from_the_rows():
     assert bars["long_conv (triton, spectrum kept) at 32,768 tokens, times its copy floor"]["met"] == "yes"
 
 
+@pytest.mark.parametrize(
+    ("implementation", "status", "good"),
+    [
+        ("triton", OK, True),
+        ("triton", gpu.OUT_OF_MEMORY, False),
+        ("naive", gpu.OUT_OF_MEMORY, True),
+        ("naive", "ended: out of time", False),
+        ("triton", "took {'long_conv': 'naive'}", False),
+    ],
+)
+def test_what_we_are_compared_with_may_not_fit(implementation, status, good, capsys):
+    row = {"part": "train", "implementation": implementation, "status": status}
+    assert gpu.show_last([row]) == good
+    assert ("1 not measured" in capsys.readouterr().out) == (status != OK)
+
+
+@pytest.mark.parametrize(("correct", "measured", "status"), [(0, 0, 0), (1, 0, 1), (0, 1, 2), (2, 2, 1)])
+def test_check_says_by_its_status_what_failed(correct, measured, status, tmp_path):
+    """The shell script alone: an interpreter that only notes what it is to run and ends as it is told to."""
+    python = tmp_path / "python"
+    python.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {tmp_path}/calls\n'
+        'case "$*" in *--show*) exit 0;; esac\n'
+        f'case "$*" in *correctness.py*) touch {tmp_path}/gpu_correctness.csv; exit {correct};; esac\n'
+        f"exit {measured}\n"
+    )
+    python.chmod(0o755)
+    (tmp_path / "gpu.csv").touch()
+    environment = {**os.environ, "PYTHON": str(python), "OUT": str(tmp_path)}
+    done = subprocess.run([str(BENCHMARKS / "gpu_check.sh")], env=environment, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    calls = (tmp_path / "calls").read_text()
+    assert calls.count("--show") == 1, "the table of an earlier run is not shown as one of this"
+    assert calls.index("gpu_correctness.py --seconds 285") < calls.index("gpu.py --seconds")
+
+
 @pytest.mark.skipif(not (RESULTS / "gpu.csv").exists(), reason="no committed results yet")
 def test_committed_results_are_of_one_gpu():
     rows = read_csv(RESULTS / "gpu.csv")
