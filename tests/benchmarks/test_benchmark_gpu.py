@@ -191,6 +191,7 @@ def test_check_says_by_its_status_what_failed(correct, measured, status, tmp_pat
         "#!/bin/sh\n"
         f'echo "$@" >> {tmp_path}/calls\n'
         'case "$*" in *--show*) exit 0;; esac\n'
+        "sleep 0.1  # a file's time has a resolution of some milliseconds\n"
         f'case "$*" in *correctness.py*) touch {tmp_path}/gpu_correctness.csv; exit {correct};; esac\n'
         f"exit {measured}\n"
     )
