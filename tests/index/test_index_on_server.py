@@ -174,7 +174,7 @@ def docs(tmp_path: Path) -> Path:
 
 def kill_when(url: str, docs: Path, n_done: int, wait: Callable[[], None]) -> None:
     """Start indexing in another process and kill it at a moment after `n_done` documents."""
-    command = [sys.executable, str(WORKER), "add", url, str(docs), "0.02"]
+    command = [sys.executable, str(WORKER), "add", url, str(docs), "0.1"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     for said in process.stdout:

@@ -36,8 +36,8 @@ KEY = "s3cr3t-key"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pauses of milliseconds, patience of a second."""
-    monkeypatch.setattr(module, "Patience", lambda: Patience(seconds=1.0, first_pause=0.005, longest_pause=0.02))
+    """Pauses of milliseconds, patience of two seconds."""
+    monkeypatch.setattr(module, "Patience", lambda: Patience(seconds=2.0, first_pause=0.005, longest_pause=0.02))
     monkeypatch.delenv("QDRANT_API_KEY", raising=False)
 
 
@@ -326,7 +326,7 @@ def test_a_server_that_restarts(store: VectorStore, double: QdrantTestServer, ca
 def test_a_server_that_does_not_come_back(store: VectorStore, double: QdrantTestServer) -> None:
     double.stop()
     started = time.monotonic()
-    with pytest.raises(StoreError, match=r"cannot be reached.*tries for 1 s.*Nothing of this call counts as done"):
+    with pytest.raises(StoreError, match=r"cannot be reached.*tries for 2 s.*Nothing of this call counts as done"):
         store.upsert([point(1)])
     assert time.monotonic() - started < 10
     double.start()

@@ -20,7 +20,7 @@ def say(state: Any) -> None:
 
 def main() -> None:
     kind, place, name = sys.argv[1:]
-    embedder = HashEmbedder(seconds_per_text=0.03)
+    embedder = HashEmbedder(seconds_per_text=0.1)
     options: dict[str, Any] = {"batch_tokens": 60, "progress": say}
     if kind == "folder":
         DocumentCollection.in_folder(place, embedder).add(DOCUMENTS, **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ def real_documents() -> list[Document]:
 
 def embedder() -> M2Embedder:
     """The bundled model on openings: the whole texts take a minute where others work too."""
-    return M2Embedder(max_tokens=512)
+    return M2Embedder(max_tokens=256)
 
 
 def opened(place: str, name: str) -> DocumentCollection:
@@ -41,6 +42,7 @@ def add_some(place: str, name: str, documents: Sequence[Document], killed: multi
     def watch(state: object) -> None:
         if state.done >= 10:  # type: ignore[attr-defined]
             killed.set()
+            time.sleep(600)
 
     opened(place, name).add(documents, on_too_long="truncate", batch_tokens=20_000, progress=watch)
 
@@ -67,7 +69,7 @@ def test_thirty_real_documents(kind: str, tmp_path: Path, qdrant_url: str, colle
         wanted = documents[7]
         assert again.search(wanted.title or "", 3, mode="lexical")[0].id == wanted.id
         assert wanted.id in [hit.id for hit in again.search(wanted.title or "", 3)]
-        hit = again.search(wanted.text[:1500], 1, mode="dense")[0]
+        hit = again.search(wanted.text[:700], 1, mode="dense")[0]
         assert hit.id == wanted.id and hit.truncated and hit.passages
         third = {document.id for document in documents[::3]}
         found = {hit.id for hit in again.search("Python", N, filter={"third": True})}

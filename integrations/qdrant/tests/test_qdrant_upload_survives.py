@@ -172,13 +172,13 @@ def test_the_loop_goes_on_while_documents_are_added(double: QdrantTestServer) ->
         await client.close()
         return ticks
 
-    assert asyncio.run(main()) > 20  # of about 80
+    assert asyncio.run(main()) > 5  # of about 80; a loop that is held up has none
 
 
 def test_cancelled_it_stops_and_keeps_what_is_done(double: QdrantTestServer) -> None:
     async def main() -> None:
         client = AsyncQdrantClient(double.url, check_compatibility=False)
-        embedder = HashEmbedder(seconds_per_text=0.02)
+        embedder = HashEmbedder(seconds_per_text=0.05)
         opened = await AsyncDocumentCollection.on_server(client, "docs", embedder)
         seen = asyncio.Event()
         loop = asyncio.get_running_loop()
