@@ -123,12 +123,21 @@ def open_url(
         url: of the collection.
         create: what to create where there is no collection of this name.
         api_key: default: the environment variable QDRANT_API_KEY.
+
+    Raises:
+        InvalidInputError: the URL or the key is malformed.
+        IndexNotFoundError, StoreError: see `QdrantServerStore`.
     """
     place = parse_url(url)
+    key = (api_key or os.environ.get(API_KEY_VARIABLE, "")).strip()  # files that keys come from end with a newline
+    if not key.isascii() or not key.isprintable():
+        raise InvalidInputError(
+            f"the key for {place.url} holds characters that no key has: look at where it comes from"
+        )
     client = QdrantClient(
         url=place.server,
         prefix=place.prefix or None,
-        api_key=api_key or os.environ.get(API_KEY_VARIABLE) or None,
+        api_key=key or None,
         timeout=REQUEST_SECONDS,
         check_compatibility=False,  # it asks the server, once and without patience
     )
@@ -412,6 +421,8 @@ class QdrantServerStore:
         if isinstance(error, ResourceExhaustedResponse):
             return Transient(error, wait=error.retry_after_s)
         if isinstance(error, ResponseHandlingException):
+            if isinstance(error.source, httpx.LocalProtocolError):  # its text may hold the header with the key
+                return StoreError(f"no request can be sent to {self.location}: a header holds characters it must not")
             if isinstance(error.source, httpx.TransportError):
                 return Transient(_Described(str(error.source) or type(error.source).__name__))
             return StoreError(f"the answer of {self.location} to {method} cannot be read: {error.source}")

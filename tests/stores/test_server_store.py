@@ -458,4 +458,15 @@ def test_the_key_is_needed_and_never_shown(
     from_environment = open_store(url)
     assert from_environment.count() == 1
     from_environment.close()
+    monkeypatch.setenv("QDRANT_API_KEY", f"{KEY}\n")  # as read from a file
+    open_store(url).close()
+    for broken in (f"{KEY}\n{KEY}", f"{KEY}é"):
+        with pytest.raises(InvalidInputError, match="characters that no key has") as malformed:
+            open_store(url, api_key=broken)
+        shown.append(str(malformed.value))
+    own = QdrantClient(double.url, api_key=f"{KEY}\n{KEY}", check_compatibility=False)
+    with pytest.raises(StoreError, match="no request can be sent") as unsent:
+        QdrantServerStore(own, "docs")
+    own.close()
+    shown.append(str(unsent.value))
     assert KEY not in "\n".join([*shown, *caplog.messages]) and KEY[::-1] not in "\n".join(shown)
