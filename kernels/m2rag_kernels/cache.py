@@ -98,11 +98,19 @@ class DerivedCache:
             self._entries.move_to_end(key)
             return entry.value
 
-    def keep(self, what: Hashable, sources: Sequence[torch.Tensor], value: torch.Tensor) -> None:
-        """Keep a value that was made from `sources`; older ones make room, a value above the budget is not kept."""
+    def keep(
+        self, what: Hashable, sources: Sequence[torch.Tensor], value: torch.Tensor, up_to: int | None = None
+    ) -> None:
+        """Keep a value that was made from `sources`; older ones make room, a value above the budget is not kept.
+
+        With `up_to`, older ones stay: the value is kept if all together then have at most so many bytes.
+        """
         nbytes = value.numel() * value.element_size()
         key = (what, *map(id, sources))
         with self._lock:
+            former = self._entries[key].nbytes if key in self._entries else 0
+            if up_to is not None and self._nbytes - former + nbytes > up_to:
+                return
             self._drop(key)
             if self._max_bytes is not None and nbytes > self._max_bytes:
                 return
@@ -189,6 +197,14 @@ class Workspace:
         """On a GPU, let the spectra take a quarter of its memory, unless a budget was set."""
         if device.type == "cuda" and self.spectra.max_bytes == DEFAULT_SPECTRA_BYTES:
             self.spectra.max_bytes = torch.cuda.get_device_properties(device).total_memory // 4
+
+    def keep_aside(self, what: Hashable, sources: Sequence[torch.Tensor], value: torch.Tensor) -> None:
+        """Keep what spectra are made from, where they do not fit themselves, in two thirds of their budget.
+
+        Some of it is worth having too: nothing is pushed out for it.
+        """
+        limit = self.spectra.max_bytes
+        self.spectra.keep(what, sources, value, up_to=None if limit is None else limit * 2 // 3)
 
     def keeps_spectra_of(self, nbytes: int) -> bool:
         """Whether spectra of this size are kept."""

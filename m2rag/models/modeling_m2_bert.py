@@ -23,12 +23,15 @@ from m2rag_kernels.blockdiag_glu import blockdiag_glu
 from m2rag_kernels.blockdiag_glu.cpu import blockdiag_glu as blockdiag_glu_cpu
 from m2rag_kernels.dispatch import triton_module
 from m2rag_kernels.long_conv import long_conv
-from m2rag_kernels.long_conv.cpu import ImplicitTaps, SpectrumSource, fft_size
+from m2rag_kernels.long_conv.cpu import ImplicitTaps, SpectrumSource, fft_size, spectra_bytes
 from m2rag_kernels.long_conv.monarch import MAX_POINTS, Plan
 from m2rag_kernels.long_conv.monarch import plan as monarch_plan
 from m2rag_kernels.long_conv.monarch import spectrum as monarch_spectrum
 from m2rag_kernels.mixer.cpu import MixerWeights, mixer
 from m2rag_kernels.short_conv import short_conv
+
+# Tokens that are embedded together at inference.
+EMBED_TOKENS = 4096
 
 
 class M2BertEmbeddings(nn.Module):
@@ -46,14 +49,17 @@ class M2BertEmbeddings(nn.Module):
         self.layer_norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None = None, start: int = 0
+    ) -> torch.Tensor:
+        """Embed ids whose first one is at position `start` of its text."""
         x = self.word_embeddings(input_ids)
         if token_type_ids is None:
             x = x + self.token_type_embeddings.weight[0]
         else:
             x = x + self.token_type_embeddings(token_type_ids)
         if self.position_embeddings is not None:
-            x = x + self.position_embeddings.weight[: input_ids.shape[1]]
+            x = x + self.position_embeddings.weight[start : start + input_ids.shape[1]]
         return self.dropout(self.layer_norm(x))
 
 
@@ -76,16 +82,17 @@ class ImplicitMLP(nn.Module):
             h = torch.sin(freq * linear(h))
         return self.output(h)
 
-    def hidden_rows(self, z: torch.Tensor, freq: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-        """The activations in front of the output layer, transposed: (L, E) -> `out`, (order, L).
+    def hidden(self, z: torch.Tensor, freq: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """The activations in front of the output layer: (L, E) -> (L, order) in `dtype`.
 
         In `forward`'s order of operations: three nested sines amplify a rounding difference a thousandfold.
         """
-        for some, result in zip(z.split(4096), out.split(4096, dim=1), strict=True):
+        out = torch.empty(len(z), freq.shape[1], dtype=dtype)
+        for some, result in zip(z.split(4096), out.split(4096), strict=True):
             h = some
             for linear in (self.input, self.hidden1, self.hidden2):
                 h = linear(h).mul_(freq).sin_()
-            result.copy_(h.t())
+            result.copy_(h)
         return out
 
 
@@ -126,38 +133,45 @@ class LongConvFilter(nn.Module):
             taps_rev = None if self.mlp_rev is None else (self.mlp_rev(z, freq) * window).t()
         return taps, taps_rev
 
-    def implicit_taps(self, length: int, workspace: Workspace, name: str) -> ImplicitTaps:
+    def implicit_taps(self, length: int, workspace: Workspace, keep: bool) -> ImplicitTaps:
         """What `forward` returns before its last product, so that it can be made for some channels at a time.
 
         That product runs in the compute dtype; everything before it is a function of position and stays fp32.
+        `keep`: the activations before it are kept for the next call if there is room.
         """
         dtype = workspace.compute_dtype
-        z, freq = self.features(length).float(), self.w_mod * self.freq.float()
-        sides = [(self.mlp, z)]
-        if self.mlp_rev is not None:
-            sides.append((self.mlp_rev, z.flip(0)))
+        sides = [mlp for mlp in (self.mlp, self.mlp_rev) if mlp is not None]
         return ImplicitTaps(
-            hidden=[
-                mlp.hidden_rows(z, freq, workspace.scratch.take(f"{name} {side}", (freq.shape[1], length), dtype))
-                for side, (mlp, z) in enumerate(sides)
-            ],
-            weight=[mlp.output.weight.to(dtype) for mlp, _ in sides],
+            hidden=[self._hidden(length, side, workspace, keep) for side in range(len(sides))],
+            weight=[mlp.output.weight.to(dtype) for mlp in sides],
             window=lambda lo, hi: self.window_rows(length, lo, hi),
             skip=self.skip.float(),
         )
 
-    def spectra(self, n_fft: int, workspace: Workspace, name: str) -> SpectrumSource:
-        """Spectra for inputs of up to n_fft / 2 positions, by ranges of channels.
+    def _hidden(self, length: int, side: int, workspace: Workspace, keep: bool) -> torch.Tensor:
+        """Activations in front of the last product for side 0 (distances 0..L-1) or 1 (distances L..1), (L, order)."""
+        key, sources = ("hidden", side, workspace.compute_dtype), self._sources()
+        kept = workspace.spectra.find(key, sources)
+        if kept is not None and len(kept) >= length:
+            return kept[-length:] if side else kept[:length]
+        mlp, z = self.mlp, self.features(length).float()
+        if side:
+            assert self.mlp_rev is not None
+            mlp, z = self.mlp_rev, z.flip(0)
+        hidden = mlp.hidden(z, self.w_mod * self.freq.float(), workspace.compute_dtype)
+        if keep:
+            workspace.keep_aside(key, sources, hidden)
+        return hidden
 
-        `name` tells the filters of one layer apart: the buffers of this one go by it.
-        """
-        length = min(n_fft // 2, self.l_max)
+    def _sources(self) -> list[torch.Tensor]:
+        return [*self.parameters(), *self.buffers()]
+
+    def spectra(self, n_fft: int, workspace: Workspace) -> SpectrumSource:
+        """Spectra for inputs of up to n_fft / 2 positions, by ranges of channels."""
+        length, width = min(n_fft // 2, self.l_max), len(self.skip)
+        keep = not workspace.keeps_spectra_of(spectra_bytes(width, n_fft))
         return SpectrumSource(
-            lambda: self.implicit_taps(length, workspace, name),
-            [*self.parameters(), *self.buffers()],
-            self.skip.shape[0],
-            n_fft,
-            workspace,
+            lambda: self.implicit_taps(length, workspace, keep), self._sources(), width, n_fft, workspace
         )
 
     def monarch_spectrum(self, plan: Plan, workspace: Workspace) -> torch.Tensor:
@@ -170,8 +184,7 @@ class LongConvFilter(nn.Module):
         nbytes = self.skip.shape[0] * 2 * plan.points * workspace.compute_dtype.itemsize
         if not workspace.keeps_spectra_of(nbytes):
             return make()
-        sources = [*self.parameters(), *self.buffers()]
-        return workspace.spectra.fetch((plan, workspace.compute_dtype), sources, make)
+        return workspace.spectra.fetch((plan, workspace.compute_dtype), self._sources(), make)
 
 
 class HyenaFilter(LongConvFilter):
@@ -324,8 +337,8 @@ class M2BertMixer(nn.Module):
             out_bias=self.out_proj.bias.float(),
         )
         residual = self.residual_filter
-        residual_spectra = None if residual is None else residual.spectra(n_fft, workspace, "residual")
-        spectra = self.filter.spectra(n_fft, workspace, "gated")
+        residual_spectra = None if residual is None else residual.spectra(n_fft, workspace)
+        spectra = self.filter.spectra(n_fft, workspace)
         return mixer(u, weights, spectra, residual_spectra, n_fft, mask, workspace.scratch, out=u)
 
 
@@ -521,27 +534,40 @@ class M2BertModel(M2BertPreTrainedModel):
         path = choose(
             "m2_bert", self.kernels, input_ids.device, inference=inference, unsupported=self._too_long_for_triton
         )
-        x = self.embeddings(input_ids, token_type_ids)
         if path == "cpu" or (path == "triton" and inference):
-            x = self._encode_for_inference(x, mixing_mask, path)
+            x = self._encode_for_inference(input_ids, token_type_ids, mixing_mask, path)
         else:
+            x = self.embeddings(input_ids, token_type_ids)
             for layer in self.layers:
                 x = layer(x, mixing_mask, kernels=path)
         x = x[:, :given_length]
 
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pool(x, mask))
 
-    def _encode_for_inference(self, x: torch.Tensor, mask: torch.Tensor | None, path: str) -> torch.Tensor:
-        dtype = x.dtype
+    def _encode_for_inference(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, mask: torch.Tensor | None, path: str
+    ) -> torch.Tensor:
+        device = input_ids.device
         # The kernels choose their own precision, and the filters must not lose theirs to an outer autocast.
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            self.workspace.fit(x.device)
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):
+            self.workspace.fit(device)
             workspace = self.workspace.for_one_call()
-            x = x.to(workspace.compute_dtype)
+            x = self._embed(input_ids, token_type_ids, workspace.compute_dtype)
             for layer in self.layers:
                 # On the cpu path every layer writes over its input: one activation of this size is enough memory.
                 x = layer(x, mask, workspace, path)
-        return x.to(dtype)
+            del workspace
+            return x.to(self.embeddings.layer_norm.weight.dtype)
+
+    def _embed(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+        """The embeddings in `dtype`, some tokens at a time: all of them in fp32 would be the largest tensor of all."""
+        x = torch.empty(*input_ids.shape, self.config.hidden_size, dtype=dtype, device=input_ids.device)
+        for start in range(0, input_ids.shape[1], EMBED_TOKENS):
+            some = slice(start, start + EMBED_TOKENS)
+            x[:, some] = self.embeddings(
+                input_ids[:, some], None if token_type_ids is None else token_type_ids[:, some], start
+            )
+        return x
 
     def _too_long_for_triton(self) -> str | None:
         if self.config.max_tokens <= MAX_POINTS:

@@ -53,6 +53,18 @@ def test_changed_source_is_noticed(change):
     assert len(cache) == 1
 
 
+def test_kept_only_where_there_is_room():
+    cache, p = DerivedCache(max_bytes=64), four_floats(1)
+    cache.keep("first", [p], four_floats(1))
+    cache.keep("second", [p], four_floats(2), up_to=32)
+    cache.keep("third", [p], four_floats(3), up_to=47)
+    assert cache.find("third", [p]) is None and len(cache) == 2
+    cache.keep("second", [p], torch.zeros(5), up_to=32)
+    assert len(cache.find("second", [p])) == 4, "what is too large pushed out what was there"
+    cache.keep("second", [p], torch.zeros(5), up_to=36)
+    assert len(cache.find("second", [p])) == 5 and cache.nbytes == 36
+
+
 def test_another_tensor_at_the_same_address_is_not_mistaken():
     cache = DerivedCache()
     for value in range(20):

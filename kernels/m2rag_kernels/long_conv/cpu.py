@@ -95,10 +95,10 @@ def convolve(rows: torch.Tensor, spectrum: torch.Tensor, work: torch.Tensor, out
 
 
 class ImplicitTaps:
-    """Taps in factored form: k[c, d] = window[c, d] * sum over o of weight[c, o] hidden[o, d].
+    """Taps in factored form: k[c, d] = window[c, d] * sum over o of weight[c, o] hidden[d, o].
 
     Args:
-        hidden: (O, T) for the left and, if there is one, the right side; the right one runs from distance T to 1.
+        hidden: (T, O) for the left and, if there is one, the right side; the right one runs from distance T to 1.
         weight: (D, O) for each side.
         window: maps a range of channels to (C, T), distances rising.
         skip: weight of the input itself, (D,).
@@ -120,12 +120,17 @@ class ImplicitTaps:
         if not self._first <= lo < hi <= self._end:
             # Products of few rows are slow: those of the next channels are made at once.
             self._first, self._end = lo, max(hi, lo + PRODUCT_CHANNELS)
-            self._products = [w[lo : self._end] @ h for w, h in zip(self._weight, self._hidden, strict=True)]
+            self._products = [w[lo : self._end] @ h.t() for w, h in zip(self._weight, self._hidden, strict=True)]
         window = self._window(lo, hi)
         left, *right = (product[lo - self._first : hi - self._first].float() for product in self._products)
         left.mul_(window)
         left[:, 0] += self._skip[lo:hi]
         return taps_spectrum(left, right[0].mul_(window.flip(-1)) if right else None, n_fft)
+
+
+def spectra_bytes(width: int, n_fft: int) -> int:
+    """Size of the spectra of one filter."""
+    return width * n_fft // 2 * torch.complex64.itemsize
 
 
 class SpectrumSource:
@@ -151,9 +156,8 @@ class SpectrumSource:
         self._whole = workspace.spectra.find(self._key, sources)
         self._taps = make_taps() if self._whole is None else None
         self._new: torch.Tensor | None = None
-        bins = n_fft // 2
-        if self._whole is None and workspace.keeps_spectra_of(width * bins * 8):
-            self._new = torch.empty(width, bins, dtype=torch.complex64)
+        if self._whole is None and workspace.keeps_spectra_of(spectra_bytes(width, n_fft)):
+            self._new = torch.empty(width, n_fft // 2, dtype=torch.complex64)
 
     def __call__(self, lo: int, hi: int) -> torch.Tensor:
         """(C, n_fft / 2) complex64 of channels lo..hi-1; ranges come in rising order, each once."""
