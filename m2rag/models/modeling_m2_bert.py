@@ -23,10 +23,11 @@ from m2rag_kernels.blockdiag_glu import blockdiag_glu
 from m2rag_kernels.blockdiag_glu.cpu import blockdiag_glu as blockdiag_glu_cpu
 from m2rag_kernels.dispatch import triton_module
 from m2rag_kernels.long_conv import long_conv
-from m2rag_kernels.long_conv.cpu import ImplicitTaps, SpectrumSource, fft_size, spectra_bytes
+from m2rag_kernels.long_conv.cpu import fft_size, segments
 from m2rag_kernels.long_conv.monarch import MAX_POINTS, Plan
 from m2rag_kernels.long_conv.monarch import plan as monarch_plan
 from m2rag_kernels.long_conv.monarch import spectrum as monarch_spectrum
+from m2rag_kernels.long_conv.spectra import ImplicitTaps, SpectrumSource, spectra_bytes
 from m2rag_kernels.mixer.cpu import MixerWeights, mixer
 from m2rag_kernels.short_conv import short_conv
 
@@ -125,6 +126,10 @@ class LongConvFilter(nn.Module):
         """Channels lo..hi-1 of the same, transposed: (hi - lo, L)."""
         raise NotImplementedError
 
+    def reach(self, length: int) -> tuple[int, ...]:
+        """Per channel the first distance up to `length` from which on the window is lost in rounding."""
+        return (length,) * len(self.skip)
+
     def forward(self, length: int) -> tuple[torch.Tensor, torch.Tensor | None]:
         # Features are functions of position / l_max: half precision cannot tell neighbours apart at 32k.
         with torch.autocast(self.skip.device.type, enabled=False):
@@ -144,7 +149,7 @@ class LongConvFilter(nn.Module):
         return ImplicitTaps(
             hidden=[self._hidden(length, side, workspace, keep) for side in range(len(sides))],
             weight=[mlp.output.weight.to(dtype) for mlp in sides],
-            window=lambda lo, hi: self.window_rows(length, lo, hi),
+            window=lambda lo, hi, distances: self.window_rows(distances, lo, hi),
             skip=self.skip.float(),
         )
 
@@ -168,11 +173,10 @@ class LongConvFilter(nn.Module):
 
     def spectra(self, n_fft: int, workspace: Workspace) -> SpectrumSource:
         """Spectra for inputs of up to n_fft / 2 positions, by ranges of channels."""
-        length, width = min(n_fft // 2, self.l_max), len(self.skip)
-        keep = not workspace.keeps_spectra_of(spectra_bytes(width, n_fft))
-        return SpectrumSource(
-            lambda: self.implicit_taps(length, workspace, keep), self._sources(), width, n_fft, workspace
-        )
+        length = min(n_fft // 2, self.l_max)
+        cut = segments(self.reach(length), n_fft)
+        keep = not workspace.keeps_spectra_of(spectra_bytes(cut))
+        return SpectrumSource(lambda: self.implicit_taps(length, workspace, keep), self._sources(), cut, workspace)
 
     def monarch_spectrum(self, plan: Plan, workspace: Workspace) -> torch.Tensor:
         """What the triton path multiplies by, for inputs of up to N positions: (D, 2, N) in the compute dtype."""
@@ -249,6 +253,11 @@ class MultiscaleFilter(LongConvFilter):
         tau = self.time_constants()[lo:hi, None]
         distance = torch.arange(length, device=tau.device, dtype=torch.float32)
         return torch.exp(-distance / tau).mul_(-torch.expm1(-1 / tau))
+
+    def reach(self, length: int) -> tuple[int, ...]:
+        # exp(-d / tau) is below 2^-24 of its largest value, half a unit in the last place of fp32.
+        reach = (self.time_constants() * (24 * math.log(2))).ceil().clamp(max=length)
+        return tuple(int(distance) for distance in reach.tolist())
 
     def time_constants(self) -> torch.Tensor:
         """tau of every channel, in tokens: (D,)."""

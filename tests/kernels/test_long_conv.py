@@ -7,7 +7,15 @@ import torch
 from kernel_checks import LENGTHS, long_conv_by_sums, relative_rms
 
 from m2rag_kernels.long_conv import long_conv
-from m2rag_kernels.long_conv.cpu import MIN_FFT, block_shape, fft_size
+from m2rag_kernels.long_conv.cpu import (
+    MIN_FFT,
+    Spectrum,
+    block_shape,
+    convolve_blocks,
+    fft_size,
+    segments,
+    taps_spectrum,
+)
 
 KERNELS = ["naive", "cpu"]
 
@@ -90,3 +98,36 @@ def test_fft_sizes_never_wrap_and_are_few():
     assert sizes == sorted(sizes)
     assert len(set(sizes)) < 30
     assert fft_size(2048) == 4096 and fft_size(32768) == 65536
+
+
+@pytest.mark.parametrize("bidirectional", [True, False], ids=["bidirectional", "causal"])
+@pytest.mark.parametrize(("length", "reach"), [(300, 1), (513, 34), (1000, 100), (4096, 100)])
+def test_short_taps_in_blocks(length, reach, bidirectional):
+    """Overlapping blocks give the sums over taps that are zero from `reach` on."""
+    u, kernel, kernel_rev, skip, _ = inputs(length, bidirectional=bidirectional)
+    kernel[:, reach:] = 0
+    left, right = kernel[:, :reach].clone(), None
+    if bidirectional:
+        kernel_rev[:, reach:] = 0
+        right = kernel_rev[:, :reach].flip(-1)
+    left[:, 0] += skip
+    (segment,) = segments((reach,) * 5, fft_size(length))
+    assert not segment.whole and segment.points < length
+    rows = u.transpose(0, 1).contiguous()
+    result = convolve_blocks(rows, Spectrum(taps_spectrum(left, right, segment), segment))
+    expected = long_conv_by_sums(*in_double([u, kernel, kernel_rev, skip]))
+    assert relative_rms(result.transpose(0, 1), expected) < 2e-6
+
+
+def test_segments_follow_the_reach_of_the_taps():
+    n_fft = fft_size(32768)
+    reach = tuple(int(min(32768, 33 * 1.04**channel)) for channel in range(300))
+    cut = segments(reach, n_fft)
+    assert [cut[0].lo, *(segment.hi for segment in cut)] == [*(segment.lo for segment in cut), 300]
+    for segment in cut:
+        assert segment.reach == max(reach[segment.lo : segment.hi])
+        assert segment.whole or segment.points > 2 * segment.reach
+    assert len(cut) < 16
+    assert cut[-1].whole and not cut[0].whole and cut[0].points < 2048
+    # Where the first channel reaches furthest, all are taken to reach as far.
+    assert segments(reach[::-1], n_fft) == ((0, 300, 32768, n_fft, True),)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-
-from m2rag_kernels.cache import Workspace
 
 # Points (channels x rows x FFT size) that are projected together, and channels below which the matrix product gets
 # slow.
@@ -19,11 +17,11 @@ MIN_CHANNELS = 64
 # Points per thread that go through the other steps of a mixer together, in cache: 2 MB in fp32.
 TRANSFORM_POINTS = 2**19
 
-# Channels whose taps are multiplied out together.
-PRODUCT_CHANNELS = 128
-
 # Shorter inputs share one size: a query of any length then finds its spectra in the cache.
 MIN_FFT = 128
+
+# Smallest block of an input whose taps are short.
+MIN_BLOCK = 256
 
 
 def fft_size(length: int) -> int:
@@ -58,25 +56,89 @@ def twist(n_fft: int) -> tuple[torch.Tensor, torch.Tensor]:
         return factor, factor.conj().resolve_conj()
 
 
-def taps_spectrum(left: torch.Tensor, right_reversed: torch.Tensor | None, n_fft: int) -> torch.Tensor:
-    """Spectrum of two-sided taps, (C, n_fft / 2) complex64: see `convolve`.
+class Segment(NamedTuple):
+    """Neighbouring channels lo..hi-1 whose inputs are transformed in blocks of the same size.
+
+    Their taps reach `reach` positions to either side, zero beyond. Blocks of `points` overlap by twice as many. In a
+    segment that is `whole`, one block holds twice the input: see `convolve_whole`.
+    """
+
+    lo: int
+    hi: int
+    reach: int
+    points: int
+    whole: bool
+
+    @property
+    def bins(self) -> int:
+        """Frequencies of a spectrum."""
+        return self.points // 2 + (not self.whole)
+
+
+@lru_cache(maxsize=128)
+def segments(reach: tuple[int, ...], n_fft: int) -> tuple[Segment, ...]:
+    """Cut channels by how far their taps reach.
+
+    Args:
+        reach: per channel; channels that reach far should come last.
+        n_fft: points that hold an input twice.
+    """
+    found: list[Segment] = []
+    longest = 0
+    for channel, distance in enumerate(reach):
+        longest = max(longest, distance)
+        points = _block_points(longest, n_fft)
+        lo = channel
+        if found and found[-1].points == points:
+            lo = found.pop().lo
+        found.append(Segment(lo, channel + 1, longest, points, points == n_fft))
+    return tuple(found)
+
+
+def _block_points(reach: int, n_fft: int) -> int:
+    """The size of blocks that transforms an input of n_fft / 2 positions fastest."""
+    sizes = {n_fft: n_fft * math.log2(n_fft)}
+    points = MIN_BLOCK
+    while points < n_fft:
+        if points > 2 * reach:
+            sizes[points] = -(-n_fft // (2 * (points - 2 * reach))) * points * math.log2(points)
+        points *= 2
+    return min(sizes, key=lambda size: sizes[size])
+
+
+class Spectrum(NamedTuple):
+    """Values (C, bins) of some channels of a segment."""
+
+    values: torch.Tensor
+    segment: Segment
+
+
+def taps_spectrum(left: torch.Tensor, right_reversed: torch.Tensor | None, segment: Segment) -> torch.Tensor:
+    """Spectrum of two-sided taps, (C, bins) complex64.
 
     Args:
         left: taps for distances 0..T-1, (C, T) fp32.
         right_reversed: taps for distances T..1, (C, T) fp32.
-        n_fft: at least 2T.
     """
-    missing = n_fft // 2 - left.shape[1]
-    left = F.pad(left, (0, missing)) if missing else left
+    missing = segment.points // 2 - left.shape[1]
     if right_reversed is None:
         right_reversed = torch.zeros_like(left)
-    elif missing:
-        right_reversed = F.pad(right_reversed, (missing, 0))
-    return torch.fft.fft(torch.complex(left, right_reversed).mul_(twist(n_fft)[0]))
+    if missing:
+        left, right_reversed = F.pad(left, (0, missing)), F.pad(right_reversed, (missing, 0))
+    if not segment.whole:
+        return torch.fft.rfft(torch.cat([left, right_reversed], dim=1))
+    return torch.fft.fft(torch.complex(left, right_reversed).mul_(twist(segment.points)[0]))
 
 
-def convolve(rows: torch.Tensor, spectrum: torch.Tensor, work: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
-    r"""Convolve rows (C, B, L) into `out`, which may be `rows`.
+def convolve(rows: torch.Tensor, spectrum: Spectrum, work: torch.Tensor) -> torch.Tensor:
+    """Convolve rows (C, B, L), which are overwritten with the result; `work` as in `convolve_whole`."""
+    if spectrum.segment.whole:
+        return convolve_whole(rows, spectrum.values, work)
+    return convolve_blocks(rows, spectrum)
+
+
+def convolve_whole(rows: torch.Tensor, values: torch.Tensor, work: torch.Tensor) -> torch.Tensor:
+    r"""Convolve rows with taps as long as they.
 
     The convolution of n_fft = 2M >= 2L points that changes the sign of what wraps around is the usual one for inputs
     that are zero from L on. With w = exp(-i pi / n_fft) it is a complex one of M points,
@@ -84,92 +146,23 @@ def convolve(rows: torch.Tensor, spectrum: torch.Tensor, work: torch.Tensor, out
     without the mirrored frequencies, the zeros and the unwanted half of a real transform of n_fft points.
 
     Args:
-        spectrum: (C, M).
         work: (C, B, M) complex64, zero from L on.
     """
     forward, back = twist(2 * work.shape[-1])
     length = rows.shape[-1]
     work[..., :length].copy_(rows).mul_(forward[:length])
-    result = torch.fft.ifft(torch.fft.fft(work).mul_(spectrum[:, None]))
-    return out.copy_(result[..., :length].mul_(back[:length]).real)
+    result = torch.fft.ifft(torch.fft.fft(work).mul_(values[:, None]))
+    return rows.copy_(result[..., :length].mul_(back[:length]).real)
 
 
-class ImplicitTaps:
-    """Taps in factored form: k[c, d] = window[c, d] * sum over o of weight[c, o] hidden[d, o].
-
-    Args:
-        hidden: (T, O) for the left and, if there is one, the right side; the right one runs from distance T to 1.
-        weight: (D, O) for each side.
-        window: maps a range of channels to (C, T), distances rising.
-        skip: weight of the input itself, (D,).
-    """
-
-    def __init__(
-        self,
-        hidden: Sequence[torch.Tensor],
-        weight: Sequence[torch.Tensor],
-        window: Callable[[int, int], torch.Tensor],
-        skip: torch.Tensor,
-    ) -> None:
-        self._hidden, self._weight, self._window, self._skip = hidden, weight, window, skip
-        self._products: list[torch.Tensor] = []
-        self._first = self._end = 0
-
-    def spectrum(self, lo: int, hi: int, n_fft: int) -> torch.Tensor:
-        """Spectrum of channels lo..hi-1. The skip term is one more tap at distance 0."""
-        if not self._first <= lo < hi <= self._end:
-            # Products of few rows are slow: those of the next channels are made at once.
-            self._first, self._end = lo, max(hi, lo + PRODUCT_CHANNELS)
-            self._products = [w[lo : self._end] @ h.t() for w, h in zip(self._weight, self._hidden, strict=True)]
-        window = self._window(lo, hi)
-        left, *right = (product[lo - self._first : hi - self._first].float() for product in self._products)
-        left.mul_(window)
-        left[:, 0] += self._skip[lo:hi]
-        return taps_spectrum(left, right[0].mul_(window.flip(-1)) if right else None, n_fft)
-
-
-def spectra_bytes(width: int, n_fft: int) -> int:
-    """Size of the spectra of one filter."""
-    return width * n_fft // 2 * torch.complex64.itemsize
-
-
-class SpectrumSource:
-    """Spectra of one filter by ranges of channels: cut out of the kept one, or computed, and kept if they fit.
-
-    Args:
-        make_taps: returns the taps of the filter for all distances an input of n_fft / 2 has.
-        sources: the tensors they are made from.
-        width: D.
-    """
-
-    def __init__(
-        self,
-        make_taps: Callable[[], ImplicitTaps],
-        sources: Sequence[torch.Tensor],
-        width: int,
-        n_fft: int,
-        workspace: Workspace,
-    ) -> None:
-        self._sources, self._n_fft, self._workspace = sources, n_fft, workspace
-        self._key = ("spectrum", n_fft, workspace.compute_dtype)
-        self._width = width
-        self._whole = workspace.spectra.find(self._key, sources)
-        self._taps = make_taps() if self._whole is None else None
-        self._new: torch.Tensor | None = None
-        if self._whole is None and workspace.keeps_spectra_of(spectra_bytes(width, n_fft)):
-            self._new = torch.empty(width, n_fft // 2, dtype=torch.complex64)
-
-    def __call__(self, lo: int, hi: int) -> torch.Tensor:
-        """(C, n_fft / 2) complex64 of channels lo..hi-1; ranges come in rising order, each once."""
-        if self._taps is None:
-            assert self._whole is not None
-            return self._whole[lo:hi]
-        spectrum = self._taps.spectrum(lo, hi, self._n_fft)
-        if self._new is not None:
-            self._new[lo:hi] = spectrum
-            if hi == self._width:
-                self._workspace.spectra.keep(self._key, self._sources, self._new)
-        return spectrum
+def convolve_blocks(rows: torch.Tensor, spectrum: Spectrum) -> torch.Tensor:
+    """Convolve rows with taps that are much shorter: in blocks that overlap, whose margins are dropped."""
+    (_, _, reach, points, _), length = spectrum.segment, rows.shape[-1]
+    step = points - 2 * reach
+    padded = F.pad(rows, (reach, reach + -length % step))
+    product = torch.fft.rfft(padded.unfold(-1, points, step)).mul_(spectrum.values[:, None, None])
+    result = torch.fft.irfft(product, n=points)[..., reach : reach + step]
+    return rows.copy_(result.flatten(-2)[..., :length])
 
 
 def long_conv(
@@ -186,18 +179,19 @@ def long_conv(
     channels, rows = block_shape(width, batch, n_fft)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
     channels = min(channels, transform_step(rows, n_fft))
+    segment = Segment(0, width, length, n_fft, True)
     for lo in range(0, width, channels):
         block = slice(lo, lo + channels)
         left = kernel[block].float().clone()
         left[:, 0] += skip[block]
         right = None if kernel_rev is None else kernel_rev[block].float().flip(-1)
-        spectrum = taps_spectrum(left, right, n_fft)
+        values = taps_spectrum(left, right, segment)
         for row in range(0, batch, rows):
             some = slice(row, row + rows)
-            part = u[some, block].float().transpose(0, 1)
+            part = u[some, block].transpose(0, 1).to(torch.float32, copy=True)
             if mask is not None:
                 part = torch.where(mask[some], part, 0.0)
             work = torch.zeros(*part.shape[:2], n_fft // 2, dtype=torch.complex64)
-            result = convolve(part, spectrum, work, torch.empty_like(part)).transpose(0, 1)
+            result = convolve_whole(part, values, work).transpose(0, 1)
             y[some, block] = result if gate is None else result * gate[some, block].float()
     return y

@@ -6,13 +6,16 @@ the channels at hand: nothing of size 3 L D ever exists, and a block goes throug
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from m2rag_kernels.cache import Scratch
-from m2rag_kernels.long_conv.cpu import SpectrumSource, block_shape, convolve, transform_step
+from m2rag_kernels.long_conv.cpu import Spectrum, block_shape, convolve, transform_step
+from m2rag_kernels.long_conv.spectra import SpectrumSource
 from m2rag_kernels.short_conv.cpu import short_conv_rows
 
 CHUNK_TOKENS = 2048
@@ -65,6 +68,8 @@ def mixer(
     float_mask = None if mask is None else mask.float()
     channels, rows = block_shape(width, batch, n_fft)
     step = transform_step(rows, n_fft)
+    sources = [spectra] if residual_spectra is None else [spectra, residual_spectra]
+    edges = sorted({0, *(segment.hi for source in sources for segment in source.cut)})
     y = scratch.take("y", (width, batch, length), u.dtype)
     work = scratch.take("work", (min(step, channels), rows, n_fft // 2), torch.complex64)
     work[..., length:] = 0
@@ -72,7 +77,7 @@ def mixer(
     for lo in range(0, width, channels):
         hi = min(lo + channels, width)
         block_weight = in_proj[:, lo:hi].reshape(-1, width)
-        known: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
+        known: dict[int, list[Spectrum]] = {}
         for row in range(0, batch, rows):
             some = u[row : row + rows]
             n_rows = some.shape[0]
@@ -85,13 +90,11 @@ def mixer(
                 rows_of_u = scratch.take("rows", (hi - lo, len(tokens)), u.dtype)
                 torch.mm(torch.eye(hi - lo, dtype=u.dtype), tokens[:, lo:hi].t(), out=rows_of_u)
                 rows_of_u = rows_of_u.view(hi - lo, n_rows, length)
-            for first in range(lo, hi, step):
-                last = min(first + step, hi)
+            for first, last in _ranges(lo, hi, step, edges):
                 if first not in known:
-                    residual = None if residual_spectra is None else residual_spectra(first, last)
-                    known[first] = spectra(first, last), residual
+                    known[first] = [source(first, last) for source in sources]
                 # Kept only for further rows: memory freed at once is used again while it is in cache.
-                spectrum, residual_spectrum = known.pop(first) if rows >= batch else known[first]
+                spectrum, *residual = known.pop(first) if rows >= batch else known[first]
                 shape = (3, last - first, n_rows, length)
                 p = scratch.take("projected", shape, torch.float32).copy_(product[:, first - lo : last - lo])
                 p.add_(in_bias[:, first:last, :, None])
@@ -105,10 +108,10 @@ def mixer(
                     scratch.take("convolved", shape, torch.float32),
                 )
                 buffer = work[: last - first, :n_rows]
-                gate.mul_(convolve(v, spectrum, buffer, v))
-                if residual_spectrum is not None:
+                gate.mul_(convolve(v, spectrum, buffer))
+                if residual:
                     v.copy_(rows_of_u[first - lo : last - lo])
-                    gate.add_(convolve(v, residual_spectrum, buffer, v))
+                    gate.add_(convolve(v, residual[0], buffer))
                 y[first:last, row : row + rows] = gate
 
     pieces = zip(y.view(width, -1).t().split(CHUNK_TOKENS), out.view(-1, width).split(CHUNK_TOKENS), strict=True)
@@ -116,3 +119,11 @@ def mixer(
     for piece, result in pieces:
         result.copy_(F.linear(piece, weights.out_proj, out_bias))
     return out
+
+
+def _ranges(lo: int, hi: int, step: int, edges: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Ranges of at most `step` channels that no edge lies in."""
+    cuts = [lo, *(edge for edge in edges if lo < edge < hi), hi]
+    for start, end in pairwise(cuts):
+        for first in range(start, end, step):
+            yield first, min(first + step, end)
