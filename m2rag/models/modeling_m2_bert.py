@@ -27,7 +27,7 @@ from m2rag_kernels.long_conv.cpu import fft_size, segments
 from m2rag_kernels.long_conv.monarch import MAX_POINTS, Plan
 from m2rag_kernels.long_conv.monarch import plan as monarch_plan
 from m2rag_kernels.long_conv.monarch import spectrum as monarch_spectrum
-from m2rag_kernels.long_conv.spectra import ImplicitTaps, SpectrumSource, spectra_bytes
+from m2rag_kernels.long_conv.spectra import ImplicitTaps, SpectrumSource, exponential_rows, spectra_bytes
 from m2rag_kernels.mixer.cpu import MixerWeights, mixer
 from m2rag_kernels.short_conv import short_conv
 
@@ -122,8 +122,8 @@ class LongConvFilter(nn.Module):
         """Factor of the taps (L, D)."""
         raise NotImplementedError
 
-    def window_rows(self, length: int, lo: int, hi: int) -> torch.Tensor:
-        """Channels lo..hi-1 of the same, transposed: (hi - lo, L)."""
+    def window_rows(self) -> Callable[[int, int, int], torch.Tensor]:
+        """The same transposed and cut: maps lo, hi and a number of distances to (hi - lo, distances)."""
         raise NotImplementedError
 
     def reach(self, length: int) -> tuple[int, ...]:
@@ -149,7 +149,7 @@ class LongConvFilter(nn.Module):
         return ImplicitTaps(
             hidden=[self._hidden(length, side, workspace, keep) for side in range(len(sides))],
             weight=[mlp.output.weight.to(dtype) for mlp in sides],
-            window=lambda lo, hi, distances: self.window_rows(distances, lo, hi),
+            window=self.window_rows(),
             skip=self.skip.float(),
         )
 
@@ -210,8 +210,13 @@ class HyenaFilter(LongConvFilter):
     def window(self, length: int) -> torch.Tensor:
         return torch.exp(-self.t[:length] * self.deltas.abs())
 
-    def window_rows(self, length: int, lo: int, hi: int) -> torch.Tensor:
-        return torch.mul(-self.deltas[lo:hi, None].abs(), self.t[:length].t()).exp_()
+    def window_rows(self) -> Callable[[int, int, int], torch.Tensor]:
+        t, deltas = self.t[:, 0].float(), self.deltas.float().abs()
+        step = t[-1] / max(1, self.l_max - 1)
+        if torch.allclose(t, step * torch.arange(self.l_max), rtol=0, atol=1e-6):
+            rates = deltas * step
+            return lambda lo, hi, distances: exponential_rows(rates[lo:hi], distances)
+        return lambda lo, hi, distances: torch.exp(-deltas[lo:hi, None] * t[:distances])
 
     def analytic_positions(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Initial z (L, E), t (L, 1) and deltas (D,): linear time and its first complex exponentials."""
@@ -249,10 +254,10 @@ class MultiscaleFilter(LongConvFilter):
         distance = torch.arange(length, device=tau.device, dtype=torch.float32)[:, None]
         return -torch.expm1(-1 / tau) * torch.exp(-distance / tau)
 
-    def window_rows(self, length: int, lo: int, hi: int) -> torch.Tensor:
-        tau = self.time_constants()[lo:hi, None]
-        distance = torch.arange(length, device=tau.device, dtype=torch.float32)
-        return torch.exp(-distance / tau).mul_(-torch.expm1(-1 / tau))
+    def window_rows(self) -> Callable[[int, int, int], torch.Tensor]:
+        rates = 1 / self.time_constants()
+        scale = -torch.expm1(-rates)
+        return lambda lo, hi, distances: exponential_rows(rates[lo:hi], distances, scale[lo:hi])
 
     def reach(self, length: int) -> tuple[int, ...]:
         # exp(-d / tau) is below 2^-24 of its largest value, half a unit in the last place of fp32.
