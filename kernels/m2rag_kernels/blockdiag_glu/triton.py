@@ -291,32 +291,22 @@ def _pieces(width: int) -> list[int]:
     return pieces
 
 
-def _forward_tile(width: int, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
-    """Tile of the fused kernel: what fits into shared memory and registers, the most tokens first.
+# Tiles of the fused kernel: the widest block of channels each is for; BLOCK_M, BLOCK_H, warps, stages. The channels of
+# BLOCK_M tokens take 2 W BLOCK_M elements of shared memory throughout, every stage of weights 3 W BLOCK_H.
+_HOPPER_TILES = {128: (128, 64, 8, 3), 192: (128, 32, 8, 3), 256: (128, 32, 8, 2), 512: (64, 16, 8, 2)}
+_AMPERE_TILES = {128: (128, 32, 8, 3), 256: (64, 32, 8, 2), 512: (32, 16, 4, 2)}
+_FULL_PRECISION_TILES = {256: (32, 32, 8, 1), 512: (16, 16, 8, 1)}
 
-    The tokens' channels take 2 BLOCK_M W elements for all of a program's life, every stage of weights 3 BLOCK_H W.
-    """
+
+def _forward_tile(width: int, dtype: torch.dtype, device: torch.device) -> dict[str, int]:
     pieces = _pieces(width)
-    padded = sum(pieces)
+    table = _HOPPER_TILES if capability(device) >= (9, 0) else _AMPERE_TILES
     if dtype == torch.float32:
-        tile = {"BLOCK_M": 32, "BLOCK_H": 32, "num_warps": 4, "num_stages": 1}
-    elif capability(device) >= (9, 0):
-        if padded <= 128:
-            tile = {"BLOCK_M": 128, "BLOCK_H": 64, "num_warps": 8, "num_stages": 3}
-        elif padded <= 192:
-            tile = {"BLOCK_M": 128, "BLOCK_H": 32, "num_warps": 8, "num_stages": 3}
-        elif padded <= 256:
-            tile = {"BLOCK_M": 128, "BLOCK_H": 32, "num_warps": 8, "num_stages": 2}
-        else:
-            tile = {"BLOCK_M": 64, "BLOCK_H": 16, "num_warps": 8, "num_stages": 2}
-    else:
-        if padded <= 128:
-            tile = {"BLOCK_M": 128, "BLOCK_H": 32, "num_warps": 8, "num_stages": 3}
-        elif padded <= 256:
-            tile = {"BLOCK_M": 64, "BLOCK_H": 32, "num_warps": 8, "num_stages": 2}
-        else:
-            tile = {"BLOCK_M": 32, "BLOCK_H": 16, "num_warps": 4, "num_stages": 2}
-    return {"PIECES": len(pieces), **dict(zip(("P0", "P1", "P2"), [*pieces, 0, 0], strict=False)), **tile}
+        table = _FULL_PRECISION_TILES
+    tile = next(tile for widest, tile in table.items() if sum(pieces) <= widest)
+    names = ("BLOCK_M", "BLOCK_H", "num_warps", "num_stages")
+    p0, p1, p2 = [*pieces, 0, 0][:3]
+    return {"PIECES": len(pieces), "P0": p0, "P1": p1, "P2": p2, **dict(zip(names, tile, strict=True))}
 
 
 def _backward_tile(dtype: torch.dtype) -> dict[str, int]:
