@@ -39,6 +39,7 @@ class _Entry(NamedTuple):
     stamps: list[_Stamp]
     value: torch.Tensor
     nbytes: int
+    shares: bool
 
 
 class DerivedCache:
@@ -99,22 +100,23 @@ class DerivedCache:
             return entry.value
 
     def keep(
-        self, what: Hashable, sources: Sequence[torch.Tensor], value: torch.Tensor, up_to: int | None = None
+        self, what: Hashable, sources: Sequence[torch.Tensor], value: torch.Tensor, share: float | None = None
     ) -> None:
         """Keep a value that was made from `sources`; older ones make room, a value above the budget is not kept.
 
-        With `up_to`, older ones stay: the value is kept if all together then have at most so many bytes.
+        Values kept with a `share` take at most this part of the budget together, and do not make room for each other.
         """
         nbytes = value.numel() * value.element_size()
         key = (what, *map(id, sources))
         with self._lock:
-            former = self._entries[key].nbytes if key in self._entries else 0
-            if up_to is not None and self._nbytes - former + nbytes > up_to:
-                return
+            if share is not None and self._max_bytes is not None:
+                others = sum(entry.nbytes for k, entry in self._entries.items() if entry.shares and k != key)
+                if others + nbytes > share * self._max_bytes:
+                    return
             self._drop(key)
             if self._max_bytes is not None and nbytes > self._max_bytes:
                 return
-            self._entries[key] = _Entry([_Stamp.of(source) for source in sources], value, nbytes)
+            self._entries[key] = _Entry([_Stamp.of(source) for source in sources], value, nbytes, share is not None)
             self._nbytes += nbytes
             self._shrink()
 
@@ -199,12 +201,11 @@ class Workspace:
             self.spectra.max_bytes = torch.cuda.get_device_properties(device).total_memory // 4
 
     def keep_aside(self, what: Hashable, sources: Sequence[torch.Tensor], value: torch.Tensor) -> None:
-        """Keep what spectra are made from, where they do not fit themselves, in two thirds of their budget.
+        """Keep what spectra are made from, where they do not fit themselves, in a third of their budget.
 
-        Some of it is worth having too: nothing is pushed out for it.
+        Having some of it helps too, unlike spectra.
         """
-        limit = self.spectra.max_bytes
-        self.spectra.keep(what, sources, value, up_to=None if limit is None else limit * 2 // 3)
+        self.spectra.keep(what, sources, value, share=1 / 3)
 
     def keeps_spectra_of(self, nbytes: int) -> bool:
         """Whether spectra of this size are kept."""

@@ -53,16 +53,19 @@ def test_changed_source_is_noticed(change):
     assert len(cache) == 1
 
 
-def test_kept_only_where_there_is_room():
+def test_those_with_a_share_take_no_more():
     cache, p = DerivedCache(max_bytes=64), four_floats(1)
-    cache.keep("first", [p], four_floats(1))
-    cache.keep("second", [p], four_floats(2), up_to=32)
-    cache.keep("third", [p], four_floats(3), up_to=47)
-    assert cache.find("third", [p]) is None and len(cache) == 2
-    cache.keep("second", [p], torch.zeros(5), up_to=32)
-    assert len(cache.find("second", [p])) == 4, "what is too large pushed out what was there"
-    cache.keep("second", [p], torch.zeros(5), up_to=36)
-    assert len(cache.find("second", [p])) == 5 and cache.nbytes == 36
+    for name in ("a", "b", "c", "d"):
+        cache.keep(name, [p], four_floats(1))
+    cache.keep("first", [p], four_floats(2), share=0.5)
+    cache.keep("second", [p], four_floats(3), share=0.5)
+    cache.keep("third", [p], four_floats(4), share=0.5)
+    kept = [name for name in ("a", "b", "c", "d", "first", "second", "third") if cache.find(name, [p]) is not None]
+    assert kept == ["c", "d", "first", "second"] and cache.nbytes == 64
+    cache.keep("first", [p], torch.zeros(5), share=0.5)
+    assert len(cache.find("first", [p])) == 4, "what is too large pushed out what was there"
+    cache.keep("first", [p], torch.zeros(3), share=0.5)
+    assert len(cache.find("first", [p])) == 3 and cache.nbytes == 60
 
 
 def test_another_tensor_at_the_same_address_is_not_mistaken():
