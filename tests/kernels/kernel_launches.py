@@ -7,20 +7,20 @@ import torch
 from m2rag_kernels.blockdiag_glu.triton import blockdiag_glu
 from m2rag_kernels.short_conv.triton import short_conv
 
-LENGTH = 256
 
-
-def launch_short_conv(width: int = 768, dtype: torch.dtype = torch.bfloat16) -> None:
+def launch_short_conv(width: int = 768, dtype: torch.dtype = torch.bfloat16, length: int = 256) -> None:
     """Forward and backward, with pads."""
-    mask = torch.ones(1, LENGTH, dtype=torch.bool)
-    x = torch.zeros(1, LENGTH, 3 * width, dtype=dtype, requires_grad=True)
+    mask = torch.ones(1, length, dtype=torch.bool)
+    x = torch.zeros(1, length, 3 * width, dtype=dtype, requires_grad=True)
     outputs = short_conv(x, torch.zeros(3 * width, 1, 3), torch.zeros(3 * width), mask)
     torch.autograd.grad(outputs, x, [torch.zeros_like(y) for y in outputs])
 
 
-def launch_blockdiag_glu(width: int = 768, dtype: torch.dtype = torch.bfloat16, dropout: float = 0.0) -> None:
+def launch_blockdiag_glu(
+    width: int = 768, dtype: torch.dtype = torch.bfloat16, dropout: float = 0.0, length: int = 256
+) -> None:
     """Forward and backward of 4 blocks with 4 x width hidden units."""
-    shapes = [(1, LENGTH, width), (4, 2 * width, width // 4), (4, width // 4, width), (width,), (width,), (width,)]
+    shapes = [(1, length, width), (4, 2 * width, width // 4), (4, width // 4, width), (width,), (width,), (width,)]
     tensors = [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     y = blockdiag_glu(*tensors, 1e-12, dropout)
     torch.autograd.grad(y, tensors, torch.zeros_like(y))
@@ -44,3 +44,9 @@ def full_precision() -> None:
 
 def dropout() -> None:
     launch_blockdiag_glu(dropout=0.1)
+
+
+def one_token() -> None:
+    """Triton compiles arguments that are 1 into the kernel: other code."""
+    launch_short_conv(length=1)
+    launch_blockdiag_glu(length=1)

@@ -30,7 +30,7 @@ def test_published_model_fits_without_spills(capability):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
-@pytest.mark.parametrize("function", ["widths", "full_precision", "dropout"])
+@pytest.mark.parametrize("function", ["widths", "full_precision", "dropout", "one_token"])
 def test_less_common_cases_fit_with_few_spills(function, capability):
     for kernel in resources(LAUNCHES, function, capability):
         assert kernel.shared <= SHARED_LIMIT[capability], str(kernel)

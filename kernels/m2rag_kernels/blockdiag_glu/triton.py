@@ -7,11 +7,14 @@ the hidden activations again, for some tokens at a time, and leaves the products
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from m2rag_kernels.dispatch import needs_grad
 from m2rag_kernels.launch import OPTIONS, capability, on_device_of, unsupported_dtype
 from m2rag_kernels.tensor_core import _INTERPRETED, dot, rounded
 
@@ -113,7 +116,7 @@ def _products(
     return acc
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["n_tokens", "seed"])
 def blockdiag_glu_fwd_kernel(
     x_ptr, w_in_ptr, w_out_ptr, bias_ptr, y_ptr, n_tokens, seed, probability,
     N_BLOCKS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr,
@@ -177,7 +180,7 @@ def _normalise(y_ptr, rows, n_rows, columns, eps, WIDTH: tl.constexpr):
     return centred * scale, scale, inside
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def layer_norm_fwd_kernel(
     y_ptr, weight_ptr, bias_ptr, out_ptr, n_tokens, eps, WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr
 ):
@@ -192,7 +195,7 @@ def layer_norm_fwd_kernel(
     tl.store(out_ptr + offsets, rounded(out, out_ptr.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n_tokens"])
 def layer_norm_bwd_kernel(
     y_ptr, weight_ptr, grad_ptr, d_y_ptr, partial_ptr, n_tokens, eps,
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr,
@@ -222,7 +225,7 @@ def layer_norm_bwd_kernel(
     tl.store(partial_ptr + 2 * WIDTH, tl.sum(d_y_sum, axis=0), mask=columns < WIDTH)
 
 
-@triton.jit(do_not_specialize=["seed"])
+@triton.jit(do_not_specialize=["n_tokens", "first_token", "seed"])
 def blockdiag_glu_bwd_kernel(
     x_ptr, w_in_ptr, w_out_ptr, d_y_ptr, hidden_ptr, d_pre_ptr, n_tokens, first_token, seed, probability,
     N_BLOCKS: tl.constexpr, WIDTH: tl.constexpr, HIDDEN: tl.constexpr, PIECE: tl.constexpr,
@@ -320,42 +323,61 @@ def _norm_tile(width: int) -> dict[str, int]:
     return {"WIDTH": width, "BLOCK_D": block, "ROWS": max(1, 4096 // block), "num_warps": 8}
 
 
+class _Settings(NamedTuple):
+    """What is no tensor: dtypes of the products' operands and of the result among it."""
+
+    eps: float
+    dropout: float
+    dtype: torch.dtype
+    out_dtype: torch.dtype
+    seed: int
+
+    def shape(self, w_in: torch.Tensor) -> dict[str, int | bool]:
+        """Constants that both kernels of the products are compiled for."""
+        n_blocks, doubled, block_width = w_in.shape
+        return {"N_BLOCKS": n_blocks, "WIDTH": block_width, "HIDDEN": doubled // 2, "DROPOUT": self.dropout > 0}
+
+
+def _before_norm(x, w_in, w_out, bias, settings):
+    """Sum of products, bias and residual: contiguous (N, D) -> (N, D)."""
+    n_tokens, _ = x.shape
+    n_blocks, _, block_width = w_in.shape
+    y = torch.empty(x.shape, dtype=settings.out_dtype, device=x.device)
+    tile = _forward_tile(block_width, settings.dtype, x.device)
+    blockdiag_glu_fwd_kernel[(triton.cdiv(n_tokens, tile["BLOCK_M"]) * n_blocks,)](
+        x, w_in, w_out, bias, y, n_tokens, settings.seed, settings.dropout,
+        **settings.shape(w_in), **tile, **OPTIONS,
+    )  # fmt: skip
+    return y
+
+
+def _layer_norm(y, weight, bias, eps, out):
+    """LayerNorm of (N, D) into `out`, which may be `y`."""
+    n_tokens, width = y.shape
+    tile = _norm_tile(width)
+    layer_norm_fwd_kernel[(triton.cdiv(n_tokens, tile["ROWS"]),)](
+        y, weight, bias, out, n_tokens, eps, **tile, **OPTIONS
+    )
+    return out
+
+
 class _BlockdiagGLU(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, w_in, w_out, bias, norm_weight, norm_bias, eps, dropout, dtype, out_dtype):
-        """(N, D) -> (N, D) in `out_dtype`, with products in `dtype`."""
-        x = x.contiguous()
-        w_in, w_out = w_in.to(dtype).contiguous(), w_out.to(dtype).contiguous()
-        bias, norm_weight, norm_bias = bias.contiguous(), norm_weight.contiguous(), norm_bias.contiguous()
-        n_tokens, width = x.shape
-        n_blocks, _, block_width = w_in.shape
-        shape = {"N_BLOCKS": n_blocks, "WIDTH": block_width, "HIDDEN": w_out.shape[2], "DROPOUT": dropout > 0}
-        seed = int(torch.randint(2**31, ())) if dropout > 0 else 0
-        y = torch.empty(x.shape, dtype=out_dtype, device=x.device)
-        keeps_y = any(ctx.needs_input_grad)
-        out = torch.empty_like(y) if keeps_y else y
-        with on_device_of(x):
-            tile = _forward_tile(block_width, dtype, x.device)
-            blockdiag_glu_fwd_kernel[(triton.cdiv(n_tokens, tile["BLOCK_M"]) * n_blocks,)](
-                x, w_in, w_out, bias, y, n_tokens, seed, float(dropout), **shape, **tile, **OPTIONS
-            )
-            tile = _norm_tile(width)
-            layer_norm_fwd_kernel[(triton.cdiv(n_tokens, tile["ROWS"]),)](
-                y, norm_weight, norm_bias, out, n_tokens, eps, **tile, **OPTIONS
-            )
-        if keeps_y:
-            ctx.save_for_backward(x, w_in, w_out, norm_weight, y)
-            ctx.shape, ctx.seed, ctx.dropout, ctx.eps = shape, seed, dropout, eps
-        return out
+    def forward(ctx, x, w_in, w_out, bias, norm_weight, norm_bias, settings):
+        w_in, w_out = w_in.to(settings.dtype), w_out.to(settings.dtype)
+        y = _before_norm(x, w_in, w_out, bias, settings)
+        ctx.save_for_backward(x, w_in, w_out, norm_weight, y)
+        ctx.settings = settings
+        return _layer_norm(y, norm_weight, norm_bias, settings.eps, torch.empty_like(y))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, w_in, w_out, norm_weight, y = ctx.saved_tensors
         with on_device_of(x), torch.autocast(x.device.type, enabled=False):
-            d_x, *d_norm, d_bias = _norm_backward(y, norm_weight, grad.contiguous(), ctx.eps, x.dtype)
-            d_w_in, d_w_out = _glu_backward(x, w_in, w_out, d_x, ctx.shape, ctx.seed, ctx.dropout)
-        return d_x, d_w_in, d_w_out, d_bias, *d_norm, None, None, None, None
+            d_x, *d_norm, d_bias = _norm_backward(y, norm_weight, grad.contiguous(), ctx.settings.eps, x.dtype)
+            d_w_in, d_w_out = _glu_backward(x, w_in, w_out, d_x, ctx.settings)
+        return d_x, d_w_in, d_w_out, d_bias, *d_norm, None
 
 
 def _norm_backward(y, norm_weight, grad, eps, dtype):
@@ -369,10 +391,10 @@ def _norm_backward(y, norm_weight, grad, eps, dtype):
     return d_y, *partial.sum(0)
 
 
-def _glu_backward(x, w_in, w_out, d_y, shape, seed, dropout):
+def _glu_backward(x, w_in, w_out, d_y, settings):
     """Gradients of the weights; `d_y` becomes that of `x`: the residual's is in it already."""
-    n_blocks, hidden_width = shape["N_BLOCKS"], shape["HIDDEN"]
-    dtype = w_in.dtype
+    n_blocks, _, hidden_width = w_out.shape
+    dtype = settings.dtype
     d_w_in = torch.zeros(w_in.shape, dtype=torch.float32, device=x.device)
     d_w_out = torch.zeros(w_out.shape, dtype=torch.float32, device=x.device)
     tile = _backward_tile(dtype)
@@ -385,8 +407,8 @@ def _glu_backward(x, w_in, w_out, d_y, shape, seed, dropout):
         d_pre = torch.empty(n_blocks, n_tokens, 2 * hidden_width, dtype=dtype, device=x.device)
         n_tiles = triton.cdiv(n_tokens, tile["BLOCK_M"]) * n_blocks * triton.cdiv(hidden_width, tile["BLOCK_H"])
         blockdiag_glu_bwd_kernel[(n_tiles,)](
-            x_chunk, w_in, w_out, d_y_chunk, hidden, d_pre, n_tokens, first, seed, float(dropout),
-            **shape, **tile, **OPTIONS,
+            x_chunk, w_in, w_out, d_y_chunk, hidden, d_pre, n_tokens, first, settings.seed, settings.dropout,
+            **settings.shape(w_in), **tile, **OPTIONS,
         )  # fmt: skip
         d_w_out += torch.bmm(_by_block(d_y_chunk, n_blocks).mT, hidden)
         d_w_in += torch.bmm(d_pre.mT, _by_block(x_chunk, n_blocks))
@@ -441,8 +463,18 @@ def blockdiag_glu(
     """
     device = x.device.type
     autocast = torch.is_autocast_enabled(device)
-    dtype = torch.get_autocast_dtype(device) if autocast else x.dtype
-    out_dtype = torch.float32 if autocast else x.dtype
+    settings = _Settings(
+        eps=eps,
+        dropout=float(dropout),
+        dtype=torch.get_autocast_dtype(device) if autocast else x.dtype,
+        out_dtype=torch.float32 if autocast else x.dtype,
+        seed=int(torch.randint(2**31, ())) if dropout > 0 else 0,
+    )
     tokens = x.reshape(-1, x.shape[-1])
-    y = _BlockdiagGLU.apply(tokens, w_in, w_out, bias, norm_weight, norm_bias, eps, dropout, dtype, out_dtype)
-    return y.view(x.shape)
+    tensors = [t.contiguous() for t in (tokens, w_in, w_out, bias, norm_weight, norm_bias)]
+    with on_device_of(x):
+        if needs_grad(*tensors):
+            return _BlockdiagGLU.apply(*tensors, settings).view(x.shape)
+        tokens, w_in, w_out, bias, norm_weight, norm_bias = tensors
+        y = _before_norm(tokens, w_in.to(settings.dtype), w_out.to(settings.dtype), bias, settings)
+        return _layer_norm(y, norm_weight, norm_bias, eps, out=y).view(x.shape)

@@ -114,7 +114,7 @@ def _store_partial(partial_ptr, columns, channels, s0, s1, s2, sb):
     tl.store(partial_ptr + 3 * row + columns, tl.sum(sb, axis=0), mask=ok)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batches"])
 def short_conv_bwd_kernel_gated(
     x_ptr, taps_ptr, bias_ptr, mask_ptr, grad_ptr, d_x_ptr, partial_ptr,
     batches, length, channels, stride_xb, stride_xl, stride_xd, stride_mb, stride_ml, stride_gb, stride_gd, stride_gl,
@@ -188,7 +188,7 @@ def short_conv_bwd_kernel_gated(
     _store_partial(partial_ptr + 2 * channels, columns, channels, sv0, sv1, sv2, svb)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["batches"])
 def short_conv_bwd_kernel_gate(
     x_ptr, taps_ptr, mask_ptr, grad_ptr, d_x_ptr, partial_ptr,
     batches, length, channels, stride_xb, stride_xl, stride_xd, stride_mb, stride_ml, stride_gb, stride_gd, stride_gl,
