@@ -1,0 +1,742 @@
+"""A collection of documents in MongoDB behind the store protocol of m2rag."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+from uuid import UUID
+
+import numpy as np
+from pymongo import InsertOne, ReplaceOne
+from pymongo.errors import BulkWriteError
+
+from m2rag.errors import IndexMismatchError, IndexNotFoundError, InvalidInputError, StoreError
+from m2rag.stores import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
+from m2rag.stores.manifest import manifest_from_json, manifest_to_json
+from m2rag.stores.qdrant import check_points
+from m2rag.stores.retry import Patience
+from m2rag_mongodb.errors import IndexNotReadyError
+from m2rag_mongodb.indexes import (
+    TIMEOUT,
+    IndexProgress,
+    SearchIndex,
+    TextIndex,
+    VectorIndex,
+    look_at,
+    make_index,
+    wait_for_index,
+)
+from m2rag_mongodb.layout import (
+    FILTERS,
+    MANIFEST_ID,
+    OURS,
+    Packed,
+    pack,
+    put_together,
+    stored_vector,
+    to_filter,
+    vector_path,
+)
+from m2rag_mongodb.server import DUPLICATE_KEY, UNKNOWN_STAGE, Caller, Doc, Refused, Server
+from m2rag_mongodb.vectors import VectorKind, check_kind, to_bindata
+
+logger = logging.getLogger(__name__)
+
+MAX_REQUEST_BYTES = 8_000_000
+FIRST_CONTACT_SECONDS = 10.0
+"""A server that does not answer when it is first asked is more often a wrong URL than a restart."""
+
+EXACT_UP_TO = 20_000
+"""Collections up to this many documents are searched exactly: that is fast, and no recall to think about."""
+
+CANDIDATES = 20
+"""How many times the documents asked for an approximate search looks at; Atlas's documentation advises 20."""
+
+MAX_CANDIDATES = 10_000  # Atlas's limit
+
+OVERSAMPLING = 4
+"""With vectors of 8 or 1 bits: how many times the documents asked for are found by them and ordered by the floats."""
+
+READY_SECONDS = 120.0
+"""How long a query, and the end of an upload, wait for a search index."""
+
+RRF_K = 60
+"""`$rankFusion`'s constant: a document of rank r (from 1) in a ranking of weight w counts w / (RRF_K + r)."""
+
+_SCORE = "m2rag_score"
+_TRIES = 5
+_RECORD = ("generation", "vectors", "listed_fields", "options")
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """How a new collection keeps and searches its documents; an existing one keeps what it was made with.
+
+    Attributes:
+        vectors: what the search index holds of a number: float32, int8 (1 byte) or packed_bit (its sign). With the
+            last two the documents have a copy in 16 bits too, which orders what the index finds.
+        lexical: language of Lucene's analyzer for a text index, which hybrid search needs; None makes none.
+        filter_fields: fields that queries may filter by in MongoDB's own language, as "metadata.year". Equality needs
+            none.
+    """
+
+    vectors: VectorKind = "float32"
+    lexical: str | None = None
+    filter_fields: tuple[str, ...] = ()
+
+
+class MongoStore:
+    """A collection of MongoDB Atlas, what it was built with in one of its documents.
+
+    Writes are acknowledged by a majority before they return. What is larger than MongoDB takes in one piece is kept in
+    the collection `NAME.parts`: parts are written before the document that names them and removed after the one that
+    no longer does, so that a reader finds a document whole, in its old form or its new. A server that is away is
+    waited for, then it is an error. Before every write and query it is checked that the collection is still of our
+    model.
+
+    Search indexes are made when the collection is opened and are missing. Nothing waits for them until the first query
+    and the end of an upload; a query of an index that is not ready is never answered with nothing.
+
+    Args:
+        caller: makes the requests.
+        collection: name of the collection.
+        create: what to create where there is no collection of this name; None to only open. MongoDB has no sparse
+            vectors: `sparse` of the schema is left out, and the manifest's `lexical` with it.
+        options: for a new collection.
+        location: how a person would name the place, without any password; DATABASE.COLLECTION by default.
+        patience: how long to wait for a server that does not answer.
+        ready_seconds: how long to wait for a search index that is being built.
+        on_close: called once when the store is closed.
+
+    Raises:
+        IndexNotFoundError: there is no such collection and `create` is None.
+        DefinitionMismatchError: it has a search index of our name that is none of ours.
+        SearchUnavailableError: the server has no vector search.
+        InvalidInputError: an option is wrong.
+        StoreError: the collection was not made by m2rag, or the server cannot be reached or refuses.
+    """
+
+    def __init__(
+        self,
+        caller: Caller,
+        collection: str,
+        *,
+        create: tuple[Manifest, Schema] | None = None,
+        options: StoreOptions | None = None,
+        location: str | None = None,
+        patience: Patience | None = None,
+        ready_seconds: float = READY_SECONDS,
+        on_close: Callable[[], object] | None = None,
+    ) -> None:
+        patience = patience or Patience()
+        hasty = replace(patience, seconds=min(patience.seconds, FIRST_CONTACT_SECONDS))
+        self._server = Server(caller, location or f"{caller.name}.{collection}", hasty)
+        self._collection, self._parts = collection, f"{collection}.parts"
+        self._ready_seconds = ready_seconds
+        self._on_close = on_close
+        self._closed = False
+        self._fuses = True
+        self._ready: set[str] = set()
+        self._unseen: tuple[str, np.ndarray, UUID, str] | None = None
+        record = self._record()
+        if record is None:
+            if create is None:
+                raise IndexNotFoundError(f"there is no index at {self.location}")
+            record = self._create(*create, options or StoreOptions())
+        self._manifest = self._read(record)
+        self._specs = {one["name"]: VectorSpec(**one) for one in record["vectors"]}
+        self._options = StoreOptions(
+            **{**record["options"], "filter_fields": tuple(record["options"]["filter_fields"])}
+        )
+        self._fields = ("metadata", *record["listed_fields"])
+        self._generation = str(record["generation"])
+        for index in self.search_indexes:
+            make_index(self._server, collection, index)
+        self._index_fields(record["listed_fields"])
+        self._server.patience = patience
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.location!r})"
+
+    @property
+    def location(self) -> str:
+        """URL or name of the collection, without user and password."""
+        return self._server.location
+
+    @property
+    def manifest(self) -> Manifest:
+        """What the collection was built with."""
+        return self._manifest
+
+    @property
+    def options(self) -> StoreOptions:
+        """How it keeps and searches its documents."""
+        return self._options
+
+    @property
+    def search_indexes(self) -> list[SearchIndex]:
+        """The search indexes of the collection, as they should be."""
+        kind = self._options.vectors
+        found: list[SearchIndex] = [
+            VectorIndex(
+                spec.size,
+                path=spec.name,
+                name=_index_name(spec.name),
+                similarity="euclidean" if kind == "packed_bit" else "cosine",
+                quantization=spec.quantization,
+                filters=(FILTERS, *self._options.filter_fields),
+            )
+            for spec in self._specs.values()
+            if spec.searched
+        ]
+        if self._options.lexical:
+            found.append(TextIndex(("text", "title"), _index_name("text"), f"lucene.{self._options.lexical}"))
+        return found
+
+    def wait_until_ready(
+        self, timeout: float = TIMEOUT, *, progress: Callable[[IndexProgress], None] | None = None
+    ) -> None:
+        """Wait until the search indexes answer by the definitions they should have.
+
+        Args:
+            timeout: seconds, for each.
+            progress: called at every look.
+
+        Raises:
+            IndexNotReadyError: the time is up.
+            StoreError: an index failed.
+        """
+        self._check_open()
+        for index in self.search_indexes:
+            self._wait(index, timeout, progress)
+
+    def count(self) -> int:
+        """Points in the collection."""
+        return int(self._ask("count_documents", {"_id": {"$ne": MANIFEST_ID}}))
+
+    def upsert(self, points: Sequence[Point], *, insert_only: bool = False) -> None:
+        """Write or replace points; when this returns a majority of the servers has them.
+
+        Raises:
+            IndexMismatchError: the collection was made anew with another model.
+            PointTooLargeError, UnstorableError: points MongoDB cannot hold; no point of the call is written.
+            StoreError: a vector has a wrong dimension or holds NaN or infinity (then no point of the call is written),
+                or the server failed.
+        """
+        self._check_open()
+        check_points(points, self._manifest.dimension, self.location)
+        if not points:
+            return
+        last = {point.id: point for point in (reversed(points) if insert_only else points)}  # one of each id
+        mark = f"write={secrets.token_hex(8)}"
+        packed = pack(
+            list(last.values()),
+            self._specs,
+            self._options.vectors,
+            self._fields,
+            mark=mark,
+            generation=self._generation,
+            location=self.location,
+        )
+        self._verify()
+        for group in _grouped(packed):
+            self._write(group, insert_only)
+        self._remember(list(last.values()), mark)
+
+    def retrieve(
+        self, ids: Sequence[UUID], *, payload: Sequence[str] = (), vectors: Sequence[str] = ()
+    ) -> dict[UUID, Point]:
+        """Points by id with the named payload fields and vectors; ids that are not stored are absent."""
+        self._check_open()
+        found: dict[UUID, Point] = {}
+        missing = [str(id) for id in ids]
+        for _ in range(_TRIES):
+            if not missing:
+                break
+            documents = self._fetch("find", {"_id": {"$in": missing}}, self._projection(payload, vectors))
+            points = self._points(documents, payload, vectors)
+            found.update(points)
+            # Replaced by someone while we read: the parts of the old form are gone, those of the new are there.
+            missing = [document["_id"] for document in documents if UUID(document["_id"]) not in points]
+        if missing:
+            raise StoreError(
+                f"{len(missing)} documents of {self.location} lack parts, such as {missing[0]}: delete and add them again"
+            )
+        return found
+
+    def query(
+        self,
+        name: str,
+        vector: np.ndarray | SparseVector,
+        *,
+        limit: int,
+        filter: Filter | None = None,
+        payload: Sequence[str] = (),
+    ) -> list[Point]:
+        """The `limit` points nearest to `vector`, best first, by cosine; see `nearest`.
+
+        Raises:
+            IndexMismatchError: the collection was made anew with another model.
+            IndexNotReadyError: the search index is still being built.
+            InvalidInputError: the filter asks for a field that is not kept for filters.
+            StoreError: the vector is sparse or not searched in this collection, or the server failed.
+        """
+        if isinstance(vector, SparseVector):
+            raise StoreError(f"the index at {self.location} has no sparse vectors: MongoDB has none")
+        return self.nearest(name, vector, limit=limit, filter=filter, payload=payload)
+
+    def nearest(
+        self,
+        name: str,
+        vector: np.ndarray,
+        *,
+        limit: int,
+        filter: Filter | None = None,
+        where: Mapping[str, Any] | None = None,
+        exact: bool | None = None,
+        payload: Sequence[str] = (),
+    ) -> list[Point]:
+        """The `limit` points nearest to `vector` (D,), best first; the score is the cosine.
+
+        Args:
+            name: of the vector.
+            vector: (D,).
+            limit: how many points.
+            filter: payload fields and the values they must have.
+            where: a condition in MongoDB's own language, on the `filter_fields` of the collection.
+            exact: compare with every vector, or go through the graph. Default: exact up to 20,000 documents.
+            payload: fields to return.
+
+        Raises:
+            as `query`.
+        """
+        self._check_open()
+        stage, verified = self._vector_stage(name, vector, limit, filter, where, exact)
+        self._verify()
+        extra = (name,) if verified else ()
+        pipeline = [stage, {"$project": {**self._projection(payload, extra), _SCORE: {"$meta": "vectorSearchScore"}}}]
+        found = self._search(_index_name(name), pipeline)
+        points = self._scored(found, payload, extra)
+        if not verified:
+            return [replace(point, score=2 * point.score - 1) for point in points]
+        points = [replace(point, vectors={}, score=_cosine(point.vectors[name], vector)) for point in points]
+        return sorted(points, key=lambda point: -point.score)[:limit]
+
+    def by_words(
+        self,
+        text: str,
+        *,
+        limit: int,
+        filter: Filter | None = None,
+        where: Mapping[str, Any] | None = None,
+        payload: Sequence[str] = (),
+    ) -> list[Point]:
+        """The `limit` points whose text or title fits the words best (Lucene's BM25), best first.
+
+        Raises:
+            InvalidInputError: the collection has no text index.
+            as `query` otherwise.
+        """
+        self._check_open()
+        pipeline = self._text_stages(text, limit, filter, where)
+        self._verify()
+        pipeline.append({"$project": {**self._projection(payload, ()), _SCORE: {"$meta": "searchScore"}}})
+        found = self._search(_index_name("text"), pipeline)
+        return self._scored(found, payload)
+
+    def fused(
+        self,
+        name: str,
+        vector: np.ndarray,
+        text: str,
+        *,
+        limit: int,
+        depth: int,
+        weights: tuple[float, float] = (1.0, 1.0),
+        filter: Filter | None = None,
+        where: Mapping[str, Any] | None = None,
+        exact: bool | None = None,
+        payload: Sequence[str] = (),
+    ) -> list[Point]:
+        """The best `limit` points by reciprocal rank fusion of `nearest` and `by_words`, `depth` of each.
+
+        The server does it (`$rankFusion`) where it can, else this process, by the same formula. Vectors of 8 or 1 bits
+        are always fused here, where the floats have put them in order.
+
+        Raises:
+            as `by_words`.
+        """
+        self._check_open()
+        meaning, verified = self._vector_stage(name, vector, depth, filter, where, exact)
+        words = self._text_stages(text, depth, filter, where)
+        if self._fuses and not verified:
+            self._verify()
+            self._be_ready(_index_name(name))  # a fusion with an index that is not ready finds the other's hits
+            self._be_ready(_index_name("text"))
+            fusion = {
+                "input": {"pipelines": {"meaning": [meaning], "words": words}},
+                "combination": {"weights": {"meaning": weights[0], "words": weights[1]}},
+            }
+            shown = {**self._projection(payload, ()), _SCORE: {"$meta": "score"}}
+            try:
+                found = self._fetch("aggregate", [{"$rankFusion": fusion}, {"$limit": limit}, {"$project": shown}])
+                return self._scored(found, payload)
+            except Refused as error:
+                if error.code != UNKNOWN_STAGE and "$rankFusion" not in str(error):
+                    raise
+                logger.info("%s has no $rankFusion: rankings are fused here", self.location)
+                self._fuses = False
+        more: dict[str, Any] = {"limit": depth, "filter": filter, "where": where, "payload": payload}
+        rankings = (self.nearest(name, vector, exact=exact, **more), self.by_words(text, **more))
+        points = {point.id: point for ranking in rankings for point in ranking}
+        scores = dict.fromkeys(points, 0.0)
+        for ranking, weight in zip(rankings, weights, strict=True):
+            for rank, point in enumerate(ranking, start=1):
+                scores[point.id] += weight / (RRF_K + rank)
+        best = sorted(scores, key=lambda id: -scores[id])[:limit]
+        return [replace(points[id], score=scores[id]) for id in best]
+
+    def values(self, listed_field: str) -> dict[str | int, int]:
+        """Every value of a listed payload field -> number of points that have it."""
+        pipeline = [
+            {"$match": {"_id": {"$ne": MANIFEST_ID}, listed_field: {"$exists": True}}},
+            {"$project": {"_id": 0, listed_field: 1}},
+            {"$unwind": f"${listed_field}"},
+            {"$group": {"_id": f"${listed_field}", "n": {"$sum": 1}}},
+        ]
+        return {one["_id"]: int(one["n"]) for one in self._fetch("aggregate", pipeline)}
+
+    def delete(self, ids: Sequence[UUID]) -> None:
+        """Remove points; ids that are not stored are ignored."""
+        self._check_open()
+        if not ids:
+            return
+        self._verify()
+        names = [str(id) for id in ids]
+        self._ask("delete_many", {"_id": {"$in": names}})
+        self._server.ask(self._parts, "delete_many", {"point": {"$in": names}})
+
+    def flush(self) -> None:
+        """Nothing to do: a majority of the servers has acknowledged what was written."""
+        self._check_open()
+
+    def optimize(self) -> None:
+        """Wait until searches find what was written last, for `ready_seconds` at most; then log that they do not yet.
+
+        A search index learns of documents some time after they are written: without this, a search right after an
+        upload would miss some.
+        """
+        self._check_open()
+        if self._unseen is None:
+            return
+        name, vector, id, mark = self._unseen
+        self._unseen = None
+        if self._ask("count_documents", {"_id": str(id), FILTERS: mark}) == 0:
+            return  # it was there before, or has been replaced or removed since
+        stage = self._stage(name, vector, 1, {FILTERS: {"$eq": mark}}, exact=True)
+        patience = self._server.patience
+        started, pause = patience.clock(), 0.05
+        why = "the search index is behind"
+        try:
+            self._be_ready(_index_name(name))
+            while patience.clock() - started < self._ready_seconds:
+                if self._fetch("aggregate", [stage, {"$project": {"_id": 1}}]):
+                    return
+                patience.sleep(pause)
+                pause = min(2 * pause, 2.0)
+        except IndexNotReadyError as error:
+            why = str(error)
+        logger.warning("%s: all is stored, but searches do not find all of it yet: %s", self.location, why)
+
+    def size_bytes(self) -> int | None:
+        """None: a cluster does not tell what one collection takes with its search indexes."""
+        return None
+
+    def close(self) -> None:
+        """Let go of the server. Closing twice is fine."""
+        on_close, self._on_close = self._on_close, None
+        self._closed = True
+        if on_close is not None:
+            on_close()
+
+    # The collection
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreError(f"the index at {self.location} is closed")
+
+    def _ask(self, method: str, *args: Any, **options: Any) -> Any:
+        self._check_open()
+        return self._server.ask(self._collection, method, *args, **options)
+
+    def _fetch(self, method: str, *args: Any, **options: Any) -> list[Doc]:
+        self._check_open()
+        return self._server.fetch(self._collection, method, *args, **options)
+
+    def _record(self) -> Doc | None:
+        """The document that says what the collection was built with; None if there is none, or it is empty."""
+        found = self._fetch("find", {"_id": MANIFEST_ID})
+        if found:
+            return found[0]
+        if self._fetch("find", {}, {"_id": 1}, limit=1):
+            raise StoreError(
+                f"the collection {self.location} is there and was not made by m2rag: choose another name for the index"
+            )
+        return None
+
+    def _read(self, record: Doc) -> Manifest:
+        kept_in = f"the document {MANIFEST_ID!r} of {self.location}"
+        manifest = manifest_from_json(record.get("manifest"), index=self.location, kept_in=kept_in)
+        if not set(_RECORD) <= record.keys():
+            raise StoreError(f"{kept_in} is damaged: restore it or build the index anew")
+        return manifest
+
+    def _create(self, manifest: Manifest, schema: Schema, options: StoreOptions) -> Doc:
+        """One document makes the collection; indexes that are missing are made whenever it is opened."""
+        if schema.sparse:
+            logger.info("%s: MongoDB has no sparse vectors, so there will be none", self.location)
+        for spec in schema.vectors:
+            if spec.searched and spec.multi:
+                raise InvalidInputError(f"MongoDB searches one vector a document, not the many of {spec.name!r}")
+            if spec.searched:
+                check_kind(options.vectors, spec.size)
+            if spec.quantization and options.vectors != "float32":
+                raise InvalidInputError(f"quantization is for float32 vectors, not {options.vectors}")
+        generation = secrets.token_hex(8)
+        record = {
+            "_id": MANIFEST_ID,
+            "generation": generation,
+            "manifest": manifest_to_json(replace(manifest, lexical=None)),
+            "vectors": [asdict(spec) for spec in schema.vectors],
+            "listed_fields": dict(schema.listed_fields),
+            "options": {**asdict(options), "filter_fields": list(options.filter_fields)},
+        }
+        try:
+            self._ask("insert_one", record)
+        except Refused as error:
+            if error.code != DUPLICATE_KEY:  # made by another process a moment ago, or by a try whose answer was lost
+                raise
+        else:
+            # Of a collection of this name that was dropped.
+            self._server.ask(self._parts, "delete_many", {"generation": {"$ne": generation}})
+        return self._fetch("find", {"_id": MANIFEST_ID})[0]
+
+    def _index_fields(self, fields: Iterable[str]) -> None:
+        for collection, names in ((self._collection, fields), (self._parts, ["point"])):
+            there = {name for one in self._server.fetch(collection, "list_indexes") for name in one["key"]}
+            for name in names:
+                if name not in there:
+                    self._server.ask(collection, "create_index", name)
+
+    def _verify(self) -> None:
+        """Check that the collection is still of our fingerprint."""
+        found = self._fetch("find", {"_id": MANIFEST_ID})
+        if not found:
+            raise StoreError(f"the index at {self.location} is gone: its collection was deleted on the server")
+        stored, ours = self._read(found[0]), self._manifest
+        if (stored.fingerprint, stored.dimension) != (ours.fingerprint, ours.dimension):
+            raise IndexMismatchError(
+                self.location,
+                f"{stored.fingerprint} ({stored.dimension} dimensions)",
+                f"{ours.fingerprint} ({ours.dimension} dimensions)",
+            )
+
+    # Writing
+
+    def _write(self, group: Sequence[Packed], insert_only: bool) -> None:
+        for one in group:
+            for part in one.parts:  # each is a request of its own size
+                self._server.ask(self._parts, "replace_one", {"_id": part["_id"]}, part, upsert=True)
+        if insert_only:
+            requests: list[Any] = [InsertOne(one.document) for one in group]
+        else:
+            requests = [ReplaceOne({"_id": one.id}, one.document, upsert=True) for one in group]
+        present: set[str] = set()
+        try:
+            self._ask("bulk_write", requests, ordered=False)
+        except BulkWriteError as error:
+            present = self._left_alone(error, group, insert_only)
+        keep = {one.id: one.revision for one in group if one.id not in present}
+        if present:
+            documents = self._fetch("find", {"_id": {"$in": sorted(present)}}, {f"{OURS}.outside.revision": 1})
+            keep.update((one["_id"], one.get(OURS, {}).get("outside", {}).get("revision")) for one in documents)
+        stale = {"point": {"$in": list(keep)}, "revision": {"$nin": [one for one in keep.values() if one]}}
+        self._server.ask(self._parts, "delete_many", stale)
+
+    def _left_alone(self, error: BulkWriteError, group: Sequence[Packed], insert_only: bool) -> set[str]:
+        """Ids that were there already, in a bulk write that only inserts; every other error is one."""
+        errors: list[Doc] = (error.details or {}).get("writeErrors", [])
+        for one in errors:
+            if one["code"] != DUPLICATE_KEY or not insert_only:
+                raise StoreError(
+                    f"the index at {self.location} refused to write {group[one['index']].id}: {one['code']} "
+                    f"{str(one.get('errmsg'))[:300]}"
+                ) from None  # the driver's error holds the documents
+        return {group[one["index"]].id for one in errors}
+
+    def _remember(self, points: Sequence[Point], mark: str) -> None:
+        """What the search index must know before it is up to date."""
+        for point in reversed(points):
+            for name, vector in point.vectors.items():
+                if self._specs[name].searched and vector.any():  # a cosine needs a direction
+                    self._unseen = (name, vector, point.id, mark)
+                    return
+
+    # Searching
+
+    def _vector_stage(
+        self,
+        name: str,
+        vector: np.ndarray,
+        limit: int,
+        filter: Filter | None,
+        where: Mapping[str, Any] | None,
+        exact: bool | None,
+    ) -> tuple[Doc, bool]:
+        """The stage, and whether what it finds is to be put in order by the float copies."""
+        spec = self._specs.get(name)
+        if spec is None or not spec.searched:
+            raise StoreError(f"the index at {self.location} has no vector {name!r} that is searched")
+        if vector.shape != (spec.size,):
+            raise StoreError(
+                f"a query of shape {vector.shape} does not fit {name!r} of {self.location}: ({spec.size},)"
+            )
+        verified = self._options.vectors != "float32"
+        if exact is None:
+            exact = int(self._ask("estimated_document_count")) <= EXACT_UP_TO
+        condition = _both(to_filter(filter, self._fields), where)
+        return self._stage(name, vector, limit * (OVERSAMPLING if verified else 1), condition, exact=exact), verified
+
+    def _stage(self, name: str, vector: np.ndarray, limit: int, condition: Doc, *, exact: bool) -> Doc:
+        stage: Doc = {
+            "index": _index_name(name),
+            "path": name,
+            "queryVector": to_bindata(vector, self._options.vectors),
+            "limit": limit,
+        }
+        if exact or limit > MAX_CANDIDATES:
+            stage["exact"] = True
+        else:
+            stage["numCandidates"] = min(max(CANDIDATES * limit, 100), MAX_CANDIDATES)
+        return {"$vectorSearch": {**stage, **({"filter": condition} if condition else {})}}
+
+    def _text_stages(self, text: str, limit: int, filter: Filter | None, where: Mapping[str, Any] | None) -> list[Doc]:
+        if not self._options.lexical:
+            raise InvalidInputError(f"{self.location} has no text index: it was made with lexical=None")
+        condition = _both(to_filter(filter, self._fields), where)
+        search = {"index": _index_name("text"), "text": {"query": text, "path": ["text", "title"]}}
+        return [{"$search": search}, *([{"$match": condition}] if condition else []), {"$limit": limit}]
+
+    def _search(self, index: str, pipeline: list[Doc]) -> list[Doc]:
+        """Run a search; an answer of nothing counts only when the index is ready."""
+        self._be_ready(index)
+        for last in (False, True):
+            try:
+                found = self._fetch("aggregate", pipeline)
+                if found or last or self._is_queryable(index):
+                    return found
+            except Refused:
+                if last or self._is_queryable(index):
+                    raise
+            self._ready.discard(index)
+            self._be_ready(index)
+        raise AssertionError("unreachable")
+
+    def _be_ready(self, name: str) -> None:
+        """Wait until a search index answers; once is enough."""
+        if name in self._ready:
+            return
+        if not self._is_queryable(name):
+            index = next(one for one in self.search_indexes if one.name == name)
+            logger.info("%s: waiting for the search index %s", self.location, name)
+            self._wait(index, self._ready_seconds)
+        self._ready.add(name)
+
+    def _is_queryable(self, name: str) -> bool:
+        found = look_at(self._server, self._collection, name)
+        if found is None:
+            raise StoreError(
+                f"the search index {name!r} of {self.location} is gone: open the index again, which makes it anew"
+            )
+        return found.get("queryable") is True
+
+    def _wait(
+        self, index: SearchIndex, timeout: float, progress: Callable[[IndexProgress], None] | None = None
+    ) -> None:
+        clock, sleep = self._server.patience.clock, self._server.patience.sleep
+        wait_for_index(self._server, self._collection, index, timeout, progress=progress, clock=clock, sleep=sleep)
+
+    # Reading
+
+    def _projection(self, payload: Sequence[str], vectors: Sequence[str]) -> Doc:
+        shown: Doc = {"_id": 1, **dict.fromkeys(payload, 1)}
+        if payload or vectors:
+            shown[f"{OURS}.outside"] = 1
+        for name in vectors:
+            kept = not self._specs[name].searched or self._options.vectors != "float32"
+            shown[vector_path(name) if kept else name] = 1
+        return shown
+
+    def _points(self, documents: Sequence[Doc], payload: Sequence[str], vectors: Sequence[str]) -> dict[UUID, Point]:
+        """Points of documents; without those whose parts are missing."""
+        wanted = {*payload, *(vector_path(name) for name in vectors)}
+        outside = {
+            one["_id"]: one[OURS]["outside"]
+            for one in documents
+            if wanted & set(one.get(OURS, {}).get("outside", {}).get("fields", ()))
+        }
+        parts: dict[str, list[Doc]] = {id: [] for id in outside}
+        if outside:
+            for part in self._server.fetch(self._parts, "find", {"point": {"$in": list(outside)}}):
+                parts[part["point"]].append(part)
+        found: dict[UUID, Point] = {}
+        for one in documents:
+            moved = put_together(parts[one["_id"]], outside[one["_id"]]) if one["_id"] in outside else {}
+            if moved is not None:
+                point = self._point(one, payload, vectors, moved)
+                found[point.id] = point
+        return found
+
+    def _scored(self, documents: Sequence[Doc], payload: Sequence[str], vectors: Sequence[str] = ()) -> list[Point]:
+        """Points of a search's answer in its order."""
+        scores = {UUID(one["_id"]): float(one[_SCORE]) for one in documents}
+        points = self._points(documents, payload, vectors)
+        return [replace(point, score=scores[id]) for id, point in points.items()]
+
+    def _point(
+        self, document: Doc, payload: Sequence[str], vectors: Sequence[str], moved: Mapping[str, Any] | None = None
+    ) -> Point:
+        moved = moved or {}
+        arrays = {name: stored_vector(document, name, moved) for name in vectors}
+        fields = {name: moved.get(name, document.get(name)) for name in payload if name in document or name in moved}
+        return Point(UUID(document["_id"]), {name: one for name, one in arrays.items() if one is not None}, fields)
+
+
+def _index_name(vector: str) -> str:
+    return f"m2rag_{vector}"
+
+
+def _both(one: Doc, other: Mapping[str, Any] | None) -> Doc:
+    """Two conditions, both of which must hold."""
+    return {"$and": [one, dict(other)]} if one and other else one or dict(other or {})
+
+
+def _cosine(vector: np.ndarray, query: np.ndarray) -> float:
+    return float(vector @ query / max(float(np.linalg.norm(vector) * np.linalg.norm(query)), 1e-12))
+
+
+def _grouped(packed: Sequence[Packed]) -> Iterator[list[Packed]]:
+    """Groups that make requests of `MAX_REQUEST_BYTES` at most; a larger document goes alone."""
+    group: list[Packed] = []
+    size = 0
+    for one in packed:
+        if group and size + one.size > MAX_REQUEST_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(one)
+        size += one.size
+    if group:
+        yield group
