@@ -13,11 +13,15 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from pymongo import MongoClient
+from pymongo import MongoClient, common
 from pymongo.database import Database
 from support.atlas_front import AtlasFront, SecantusProcess
 
 Doc = dict[str, Any]
+
+if not os.environ.get("MONGODB_URI"):
+    # A driver that has lost its server looks for it no more often than this; half a second makes minutes of the tests.
+    common.MIN_HEARTBEAT_INTERVAL = 0.02
 
 
 @pytest.fixture(scope="session")

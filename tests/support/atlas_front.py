@@ -47,6 +47,9 @@ MORE_TO_COME = 2
 SEARCH_STAGES = {"$vectorSearch", "$search", "$rankFusion"}
 FILTER_OPERATORS = {"$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$not"}
 RRF_K = 60
+OPTIONS = "directConnection=true&serverMonitoringMode=poll"
+"""How to connect. The store calls itself a replica set at its own address, which is not ours; and it does not know of
+the errors a test orders, so that a driver would wait for news from it."""
 
 
 class Refusal(Exception):
@@ -168,8 +171,8 @@ class AtlasFront:
 
     @property
     def uri(self) -> str:
-        """What drivers take: the store calls itself a replica set at its own address, which is not this one."""
-        return f"{self.url}/?directConnection=true"
+        """What drivers take."""
+        return f"{self.url}/?{OPTIONS}"
 
     def start(self) -> None:
         """Listen."""

@@ -263,7 +263,8 @@ class MongoStore:
             missing = [document["_id"] for document in documents if UUID(document["_id"]) not in points]
         if missing:
             raise StoreError(
-                f"{len(missing)} documents of {self.location} lack parts, such as {missing[0]}: delete and add them again"
+                f"{len(missing)} documents of {self.location} lack parts, such as {missing[0]}: "
+                "delete them and add them again"
             )
         return found
 
@@ -478,10 +479,13 @@ class MongoStore:
 
     def _record(self) -> Doc | None:
         """The document that says what the collection was built with; None if there is none, or it is empty."""
+        is_empty = not self._fetch(
+            "find", {}, {"_id": 1}, limit=1
+        )  # first: the record is a collection's first document
         found = self._fetch("find", {"_id": MANIFEST_ID})
         if found:
             return found[0]
-        if self._fetch("find", {}, {"_id": 1}, limit=1):
+        if not is_empty:
             raise StoreError(
                 f"the collection {self.location} is there and was not made by m2rag: choose another name for the index"
             )
