@@ -479,9 +479,7 @@ class MongoStore:
 
     def _record(self) -> Doc | None:
         """The document that says what the collection was built with; None if there is none, or it is empty."""
-        is_empty = not self._fetch(
-            "find", {}, {"_id": 1}, limit=1
-        )  # first: the record is a collection's first document
+        is_empty = not self._fetch("find", {}, {"_id": 1}, limit=1)  # first: the record is written first
         found = self._fetch("find", {"_id": MANIFEST_ID})
         if found:
             return found[0]

@@ -1,0 +1,370 @@
+"""Collections by either client: what they are made of, adding, searching, other models."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Doc, Make
+from fake_embedder import HashEmbedder
+from pymongo import AsyncMongoClient
+from pymongo.database import Database
+from support.atlas_front import AtlasFront
+
+from m2rag.errors import (
+    IndexMismatchError,
+    IndexNotFoundError,
+    InputTooLongError,
+    InvalidInputError,
+    PointTooLargeError,
+    StoreError,
+)
+from m2rag.index import Document
+from m2rag_mongodb import (
+    AsyncDocumentCollection,
+    CollectionOptions,
+    DocumentCollection,
+    IndexNotReadyError,
+    UnstorableError,
+    layout,
+)
+
+
+def document(i: int, more: str = "") -> Document:
+    draw = random.Random(i)
+    words = [f"w{draw.randrange(40)}" for _ in range(30 + i)]  # each of another length: BM25 gives no two the same
+    sentences = [" ".join(words[start : start + 7]) + "." for start in range(0, len(words), 7)]
+    text = f"Document only{i}. " + "\n".join(sentences) + more
+    metadata = {"even": i % 2 == 0, "tags": [f"t{i % 3}"], "year": 2000 + i}
+    return Document(f"folder/{i:02}.txt", text, f"Number {i}", metadata)
+
+
+DOCUMENTS = [document(i) for i in range(20)]
+OPTIONS = CollectionOptions(filter_fields=("year", "tags"))
+
+
+# Making one
+
+
+@pytest.mark.parametrize(
+    ("options", "vector"),
+    [
+        (CollectionOptions(), {"similarity": "cosine"}),
+        (CollectionOptions(quantization="scalar"), {"similarity": "cosine", "quantization": "scalar"}),
+        (CollectionOptions(vectors="int8", lexical=None), {"similarity": "cosine"}),
+        (CollectionOptions(vectors="packed_bit", lexical="german"), {"similarity": "euclidean"}),
+    ],
+)
+def test_the_collection_is_made_for_the_embedder(database: Database[Doc], options: Any, vector: Doc) -> None:
+    made = DocumentCollection.on_server(database["docs"], HashEmbedder(dimension=48), options=options)
+    made.wait_until_ready(120)
+    indexes = {one["name"]: one["latestDefinition"] for one in database["docs"].list_search_indexes()}
+    fields = indexes["m2rag_doc"]["fields"]
+    assert {**vector, "type": "vector", "path": "doc", "numDimensions": 48}.items() <= fields[0].items()
+    assert {"type": "filter", "path": "m2rag.filters"} in fields
+    assert set(indexes) == {"m2rag_doc", *(["m2rag_text"] if options.lexical else [])}
+    if options.lexical:
+        assert indexes["m2rag_text"]["mappings"]["fields"]["text"]["analyzer"] == f"lucene.{options.lexical}"
+    stored = database["docs"].find_one({"_id": "m2rag"})
+    assert stored is not None and stored["manifest"]["fingerprint"] == "fake:64"
+    assert made.location == f"{database.name}.docs" and made.info()["dimension"] == 48 and len(made) == 0
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"vectors": "half"},
+        {"vectors": "int8", "quantization": "scalar"},
+        {"quantization": "ternary"},
+        {"filter_fields": "year"},
+    ],
+)
+def test_options_that_are_wrong(database: Database[Doc], options: Doc) -> None:
+    with pytest.raises(InvalidInputError):
+        DocumentCollection.on_server(database["docs"], HashEmbedder(), options=CollectionOptions(**options))
+    assert database.list_collection_names() == []
+
+
+def test_none_there(make: Make) -> None:
+    with pytest.raises(IndexNotFoundError):
+        make(create=False)
+
+
+# Other models
+
+
+@pytest.mark.parametrize("other", [HashEmbedder(fingerprint="other:64"), HashEmbedder(dimension=32)])
+def test_a_collection_of_another_model(make: Make, other: HashEmbedder) -> None:
+    with make() as opened:
+        opened.add(DOCUMENTS[:2])
+    with pytest.raises(IndexMismatchError) as caught:
+        make(other)
+    assert "fake:64 (64 dimensions)" in caught.value.stored and other.fingerprint in caught.value.given
+    with make() as opened:
+        assert len(opened) == 2
+
+
+def test_an_embedder_that_changes_its_mind_about_dimensions(make: Make) -> None:
+    class Lying(HashEmbedder):
+        def vector(self, text: str) -> np.ndarray:
+            return np.ones(self.dimension + 1, dtype=np.float32)
+
+        def embed_documents(self, texts: Any, **options: Any) -> Any:
+            result = super().embed_documents([], **options)
+            return type(result)(np.ones((len(texts), 65)), *(np.ones(len(texts), dtype=int) for _ in range(3)))
+
+    with make(Lying()) as opened:
+        with pytest.raises(IndexMismatchError, match="65"):
+            opened.add(DOCUMENTS[:2])
+        with pytest.raises(IndexMismatchError, match="65"):
+            opened.search("w1")
+        assert len(opened) == 0
+
+
+# Adding
+
+
+def test_adding_again_changes_what_has_changed(make: Make) -> None:
+    embedder = HashEmbedder()
+    with make(embedder) as opened:
+        assert opened.add(DOCUMENTS).added == 20
+        report = opened.add([*DOCUMENTS[1:], document(0, " More.")])
+        assert (report.added, report.replaced, report.unchanged) == (0, 1, 19)
+        assert len(embedder.embedded) == 21 and len(opened) == 20
+        assert opened.get("folder/00.txt").text.endswith("More.")
+        assert opened.delete(["folder/00.txt", "nobody"]) == 1
+    with make() as opened:
+        assert opened.ids() == [document.id for document in DOCUMENTS[1:]] and opened.get("folder/00.txt") is None
+
+
+def test_duplicate_ids(make: Make) -> None:
+    """The same document twice is one; another text under a taken id is refused by name, and the first stays."""
+    with make() as opened:
+        report = opened.add([DOCUMENTS[0], DOCUMENTS[0], document(0, " Not the same."), DOCUMENTS[1]])
+        assert (report.added, report.unchanged, len(report.failed), len(opened)) == (2, 1, 1, 2)
+        assert report.failed[0].id == "folder/00.txt" and "taken" in str(report.failed[0].cause)
+        assert opened.get("folder/00.txt") == DOCUMENTS[0]
+
+
+def test_documents_that_are_bad_are_named_and_the_rest_goes_on(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layout, "INLINE_BYTES", 50_000)
+    bad = {
+        "long": (Document("long", "word " * 2000), InputTooLongError),
+        "empty": (Document("empty", " "), InvalidInputError),
+        "huge": (Document("huge", "Text.", metadata={"abstract": "a" * 60_000}), PointTooLargeError),
+        "odd": (Document("odd", "Text.", metadata={"a\0b": 1}), UnstorableError),
+    }
+    large = Document("large", "Word. " * 900 + "x" * 90_000, metadata={"year": 1})
+    with make() as opened:
+        report = opened.add([*(one for one, _ in bad.values()), large, *DOCUMENTS[:3]], on_too_long="error")
+        assert {failure.id: type(failure.cause) for failure in report.failed} == {
+            id: cause for id, (_, cause) in bad.items()
+        }
+        assert report.added == len(opened) == 4 and opened.get("large") == large
+        assert opened.add(bad["long"][0]).added == 1  # in windows
+
+
+# Searching
+
+
+@pytest.fixture
+def filled(make: Make) -> Any:
+    with make(options=OPTIONS) as opened:
+        opened.add(DOCUMENTS)
+        opened.wait_until_ready(120)
+        yield opened
+
+
+def test_modes(filled: Any) -> None:
+    embedder = HashEmbedder()
+    query = embedder.embed_query("w7 w7 w11 only3")
+    cosines = {document.id: float(query @ embedder.vector(document.text)) for document in DOCUMENTS}
+
+    dense = filled.search("w7 w7 w11 only3", 5, mode="dense")
+    assert [hit.id for hit in dense] == sorted(cosines, key=lambda id: -cosines[id])[:5]
+    assert [hit.score for hit in dense] == pytest.approx([hit.document_score for hit in dense])
+
+    lexical = filled.search("only3", 5, mode="lexical")
+    assert [hit.id for hit in lexical] == ["folder/03.txt"] and lexical[0].score > 0
+    words = {document.id for document in DOCUMENTS if {"w7", "w11"} & set(document.text.replace(".", "").split())}
+    assert {hit.id for hit in filled.search("w7 w11", 99, mode="lexical")} == words
+    assert filled.search("Number 4", 1, mode="lexical")[0].title == "Number 4", "titles count too"
+
+    hybrid = filled.search("w7 w7 w11 only3", 5)
+    assert filled.search("only3", 5)[0].id == "folder/03.txt", "first in both rankings"
+    assert [hit.score for hit in hybrid] == sorted((hit.score for hit in hybrid), reverse=True)
+    for hit in (*dense, *lexical, *hybrid):
+        at = "only3" if hit in lexical else "w7 w7 w11 only3"
+        text = filled.get(hit.id).text
+        assert hit.document_score == pytest.approx(float(embedder.embed_query(at) @ embedder.vector(text)), abs=1e-5)
+        assert hit.passages and all(text[p.start : p.end] == p.text for p in hit.passages)
+
+
+def test_rescoring_by_the_best_passage(filled: Any) -> None:
+    embedder = HashEmbedder()
+    query = embedder.embed_query("w7 w11")
+    for hit in filled.search("w7 w11", 5, mode="dense", rescore=1.0):
+        text = filled.get(hit.id).text
+        assert hit.score == pytest.approx(float((embedder.passages(text).vectors @ query).max()), abs=2e-3)
+
+
+def fused(filled: Any, query: str, weights: tuple[float, float], **more: Any) -> dict[str, float]:
+    """What the fusion must give, by its formula."""
+    rankings = [[hit.id for hit in filled.search(query, 20, mode=mode, **more)] for mode in ("dense", "lexical")]
+    scores: dict[str, float] = {}
+    for ranking, weight in zip(rankings, weights, strict=True):
+        for rank, id in enumerate(ranking, start=1):
+            scores[id] = scores.get(id, 0.0) + weight / (60 + rank)
+    return scores
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0, 3.0), (1.0, 0.0), (0.0, 1.0)])
+def test_weights_and_scores_of_the_fusion(filled: Any, weights: tuple[float, float]) -> None:
+    expected = fused(filled, "w7 w11 w3", weights)
+    hits = filled.search("w7 w11 w3", 20, weights=weights, passages=False)
+    assert {hit.id: hit.score for hit in hits} == pytest.approx(expected)
+    assert all(hit.passages == [] for hit in hits)
+
+
+@pytest.mark.parametrize("lexical", ["english"])
+@pytest.mark.parametrize("vectors", ["float32", "int8", "packed_bit"])
+def test_the_server_fuses_where_it_can_and_the_client_gives_the_same(
+    front: AtlasFront, own: Callable[..., DocumentCollection], vectors: Any, lexical: str
+) -> None:
+    opened = own(options=CollectionOptions(vectors=vectors, lexical=lexical))
+    opened.add(DOCUMENTS)
+    asked: list[str] = []
+
+    def watch(name: str, command: Doc) -> None:
+        if name == "aggregate":
+            asked.append(next(iter(command["pipeline"][0])))
+
+    front.before = watch
+    query: Doc = {"query": "w7 w11 w3", "k": 20, "filter": {"tags": "t1"}, "weights": (1.0, 2.0)}
+    on_server = opened.search(**query)
+    assert asked.count("$rankFusion") == (vectors == "float32")
+    front.rank_fusion = False
+    by_client = opened.search(**query)
+    assert {hit.id: hit.score for hit in by_client} == pytest.approx({hit.id: hit.score for hit in on_server})
+    assert {hit.id: hit.score for hit in by_client} == pytest.approx(
+        fused(opened, "w7 w11 w3", (1.0, 2.0), filter={"tags": "t1"})
+    )
+    opened.search(**query)
+    assert asked.count("$rankFusion") == 2 * (vectors == "float32"), "it is not asked for again and again"
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_filters(filled: Any, mode: str) -> None:
+    def found(**conditions: Any) -> set[str]:
+        return {hit.id for hit in filled.search("w7 w11 w3 w5", 20, mode=mode, **conditions)}
+
+    assert found(filter={"even": True, "tags": "t1"}) <= {document(i).id for i in (4, 10, 16)}
+    late = found(where={"metadata.year": {"$gte": 2015}})
+    assert late and late <= {document(i).id for i in range(15, 20)}
+    assert found(filter={"even": True}, where={"metadata.year": {"$gte": 2015}}) == late & {
+        document(i).id for i in (16, 18)
+    }
+    assert found(filter={"even": "True"}) == found(filter={"unknown": 1}) == set()
+
+
+def test_queries_without_words_of_the_collection(filled: Any) -> None:
+    assert filled.search("nowhere", 3, mode="lexical") == []
+    assert len(filled.search("nowhere", 3)) == 3
+
+
+def test_bad_arguments(filled: Any) -> None:
+    for arguments in (
+        {"mode": "sparse"},
+        {"k": 0},
+        {"k": 0, "mode": "dense"},
+        {"n_passages": -1},
+        {"weights": (0.0, 0.0)},
+        {"weights": (-1.0, 1.0)},
+        {"rescore": 0.5},
+        {"rescore": 1.5, "mode": "dense"},
+        {"filter": {"a": None}},
+    ):
+        with pytest.raises(InvalidInputError):
+            filled.search("w7", **arguments)
+    with pytest.raises(InvalidInputError, match="empty"):
+        filled.search(" ")
+    with pytest.raises(StoreError, match="refused to aggregate"):
+        filled.search("w7", mode="dense", where={"metadata.even": True})
+
+
+def test_without_a_text_index(own: Callable[..., DocumentCollection]) -> None:
+    opened = own(options=CollectionOptions(lexical=None))
+    opened.add(DOCUMENTS)
+    assert [hit.score for hit in opened.search("w7", 3)] == [hit.score for hit in opened.search("w7", 3, mode="dense")]
+    for mode in ("hybrid", "lexical"):
+        with pytest.raises(InvalidInputError, match="no text index"):
+            opened.search("w7", mode=mode)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
+def test_an_index_that_is_still_building(
+    front: AtlasFront, own: Callable[..., DocumentCollection], mode: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    front.hold = True
+    opened = own(options=CollectionOptions(), ready_seconds=0.2)
+    assert opened.add(DOCUMENTS).added == 20
+    assert "all is stored, but searches do not find all of it yet" in caplog.text
+    with pytest.raises(IndexNotReadyError, match="is not ready.*BUILDING"):
+        opened.search("w7", mode=mode)
+    with pytest.raises(IndexNotReadyError):
+        opened.wait_until_ready(0.1)
+    front.hold = False
+    opened.wait_until_ready(5)
+    assert opened.search("w7", mode=mode)
+
+
+# With an event loop
+
+
+def test_the_loop_goes_on_while_documents_are_added(front: AtlasFront) -> None:
+    async def main() -> int:
+        client: AsyncMongoClient[Doc] = AsyncMongoClient(front.uri)
+        collection = client["m2rag_own"]["docs"]
+        async with await AsyncDocumentCollection.on_server(collection, HashEmbedder(seconds_per_text=0.02)) as opened:
+            ticks = 0
+            adding = asyncio.create_task(opened.add(DOCUMENTS, batch_tokens=60))
+            while not adding.done():
+                await asyncio.sleep(0.005)
+                ticks += 1
+            assert (await adding).added == await opened.count() == 20
+            assert (await opened.info())["documents"] == 20 and opened.location == "m2rag_own.docs"
+        await client.close()
+        return ticks
+
+    assert asyncio.run(main()) > 5  # of about 80; a loop that is held up has none
+
+
+def test_cancelled_it_stops_and_keeps_what_is_done(front: AtlasFront) -> None:
+    async def main() -> None:
+        client: AsyncMongoClient[Doc] = AsyncMongoClient(front.uri)
+        embedder = HashEmbedder(seconds_per_text=0.05)
+        opened = await AsyncDocumentCollection.on_server(client["m2rag_own"]["docs"], embedder)
+        seen = asyncio.Event()
+        loop = asyncio.get_running_loop()
+
+        def watch(state: Any) -> None:
+            if state.done >= 5:
+                loop.call_soon_threadsafe(seen.set)
+
+        adding = asyncio.create_task(opened.add(DOCUMENTS, batch_tokens=60, progress=watch))
+        await seen.wait()
+        adding.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await adding
+        await asyncio.sleep(0.3)
+        kept = await opened.count()
+        embedded = len(embedder.embedded)
+        await asyncio.sleep(0.2)
+        assert 5 <= kept < 20 and len(embedder.embedded) == embedded, "the thread went on"
+        await client.close()
+
+    asyncio.run(main())
