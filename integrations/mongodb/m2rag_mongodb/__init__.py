@@ -13,7 +13,8 @@ from m2rag_mongodb.errors import (
 from m2rag_mongodb.indexes import IndexProgress, TextIndex, VectorIndex, aensure_index, ensure_index
 from m2rag_mongodb.opening import open_url
 from m2rag_mongodb.options import CollectionOptions
-from m2rag_mongodb.store import MongoStore, StoreOptions
+from m2rag_mongodb.record import StoreOptions
+from m2rag_mongodb.store import MongoStore
 from m2rag_mongodb.vectors import from_bindata, to_bindata
 
 __all__ = [

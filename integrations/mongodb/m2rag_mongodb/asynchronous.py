@@ -21,8 +21,8 @@ from m2rag.stores.retry import Patience
 from m2rag_mongodb.collection import DocumentCollection, Mode
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress
 from m2rag_mongodb.options import CollectionOptions
+from m2rag_mongodb.searches import READY_SECONDS
 from m2rag_mongodb.server import OnLoop, in_thread
-from m2rag_mongodb.store import READY_SECONDS
 
 
 class AsyncDocumentCollection:

@@ -19,8 +19,9 @@ from m2rag.stores import Point, Scalar
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress
 from m2rag_mongodb.options import CollectionOptions, new_collection
+from m2rag_mongodb.searches import READY_SECONDS
 from m2rag_mongodb.server import Blocking, Caller
-from m2rag_mongodb.store import READY_SECONDS, MongoStore
+from m2rag_mongodb.store import MongoStore
 
 Mode = Literal["hybrid", "dense", "lexical"]
 

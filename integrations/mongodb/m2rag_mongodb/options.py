@@ -10,7 +10,7 @@ from m2rag.index import Embedder
 from m2rag.index.index import index_schema, new_manifest
 from m2rag.index.ingest import DOC
 from m2rag.stores import Manifest, Schema
-from m2rag_mongodb.store import StoreOptions
+from m2rag_mongodb.record import StoreOptions
 from m2rag_mongodb.vectors import VectorKind, check_kind
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -15,33 +15,16 @@ from pymongo.errors import BulkWriteError
 
 from m2rag.errors import IndexMismatchError, IndexNotFoundError, InvalidInputError, StoreError
 from m2rag.stores import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
-from m2rag.stores.manifest import manifest_from_json, manifest_to_json
 from m2rag.stores.qdrant import check_points
 from m2rag.stores.retry import Patience
-from m2rag_mongodb.errors import IndexNotReadyError
-from m2rag_mongodb.indexes import (
-    TIMEOUT,
-    IndexProgress,
-    SearchIndex,
-    TextIndex,
-    VectorIndex,
-    look_at,
-    make_index,
-    wait_for_index,
-)
-from m2rag_mongodb.layout import (
-    FILTERS,
-    MANIFEST_ID,
-    OURS,
-    Packed,
-    pack,
-    put_together,
-    stored_vector,
-    to_filter,
-    vector_path,
-)
+from m2rag_mongodb.indexes import TIMEOUT, IndexProgress, SearchIndex, TextIndex, VectorIndex, make_index
+from m2rag_mongodb.layout import FILTERS, MANIFEST_ID, OURS, Packed, pack, stored_vector, to_filter, vector_path
+from m2rag_mongodb.parts import Parts
+from m2rag_mongodb.queries import SCORE, both, fuse, fusion_stage, index_name, shown, text_stages, vector_stage
+from m2rag_mongodb.record import StoreOptions, create_record, find_record, read_manifest
+from m2rag_mongodb.searches import READY_SECONDS, Searches
 from m2rag_mongodb.server import DUPLICATE_KEY, UNKNOWN_STAGE, Caller, Doc, Refused, Server
-from m2rag_mongodb.vectors import VectorKind, check_kind, to_bindata
+from m2rag_mongodb.vectors import to_bindata
 
 logger = logging.getLogger(__name__)
 
@@ -52,40 +35,10 @@ FIRST_CONTACT_SECONDS = 10.0
 EXACT_UP_TO = 20_000
 """Collections up to this many documents are searched exactly: that is fast, and no recall to think about."""
 
-CANDIDATES = 20
-"""How many times the documents asked for an approximate search looks at; Atlas's documentation advises 20."""
-
-MAX_CANDIDATES = 10_000  # Atlas's limit
-
 OVERSAMPLING = 4
 """With vectors of 8 or 1 bits: how many times the documents asked for are found by them and ordered by the floats."""
 
-READY_SECONDS = 120.0
-"""How long a query, and the end of an upload, wait for a search index."""
-
-RRF_K = 60
-"""`$rankFusion`'s constant: a document of rank r (from 1) in a ranking of weight w counts w / (RRF_K + r)."""
-
-_SCORE = "m2rag_score"
 _TRIES = 5
-_RECORD = ("generation", "vectors", "listed_fields", "options")
-
-
-@dataclass(frozen=True)
-class StoreOptions:
-    """How a new collection keeps and searches its documents; an existing one keeps what it was made with.
-
-    Attributes:
-        vectors: what the search index holds of a number: float32, int8 (1 byte) or packed_bit (its sign). With the
-            last two the documents have a copy in 16 bits too, which orders what the index finds.
-        lexical: language of Lucene's analyzer for a text index, which hybrid search needs; None makes none.
-        filter_fields: fields that queries may filter by in MongoDB's own language, as "metadata.year". Equality needs
-            none.
-    """
-
-    vectors: VectorKind = "float32"
-    lexical: str | None = None
-    filter_fields: tuple[str, ...] = ()
 
 
 class MongoStore:
@@ -134,19 +87,18 @@ class MongoStore:
         patience = patience or Patience()
         hasty = replace(patience, seconds=min(patience.seconds, FIRST_CONTACT_SECONDS))
         self._server = Server(caller, location or f"{caller.name}.{collection}", hasty)
-        self._collection, self._parts = collection, f"{collection}.parts"
-        self._ready_seconds = ready_seconds
+        self._collection = collection
+        self._parts = Parts(self._server, collection)
         self._on_close = on_close
         self._closed = False
         self._fuses = True
-        self._ready: set[str] = set()
         self._unseen: tuple[str, np.ndarray, UUID, str] | None = None
-        record = self._record()
+        record = find_record(self._server, collection)
         if record is None:
             if create is None:
                 raise IndexNotFoundError(f"there is no index at {self.location}")
-            record = self._create(*create, options or StoreOptions())
-        self._manifest = self._read(record)
+            record = create_record(self._server, collection, self._parts, *create, options or StoreOptions())
+        self._manifest = read_manifest(record, self.location)
         self._specs = {one["name"]: VectorSpec(**one) for one in record["vectors"]}
         self._options = StoreOptions(
             **{**record["options"], "filter_fields": tuple(record["options"]["filter_fields"])}
@@ -155,6 +107,7 @@ class MongoStore:
         self._generation = str(record["generation"])
         for index in self.search_indexes:
             make_index(self._server, collection, index)
+        self._searches = Searches(self._server, collection, self.search_indexes, ready_seconds)
         self._index_fields(record["listed_fields"])
         self._server.patience = patience
 
@@ -184,7 +137,7 @@ class MongoStore:
             VectorIndex(
                 spec.size,
                 path=spec.name,
-                name=_index_name(spec.name),
+                name=index_name(spec.name),
                 similarity="euclidean" if kind == "packed_bit" else "cosine",
                 quantization=spec.quantization,
                 filters=(FILTERS, *self._options.filter_fields),
@@ -193,7 +146,7 @@ class MongoStore:
             if spec.searched
         ]
         if self._options.lexical:
-            found.append(TextIndex(("text", "title"), _index_name("text"), f"lucene.{self._options.lexical}"))
+            found.append(TextIndex(("text", "title"), index_name("text"), f"lucene.{self._options.lexical}"))
         return found
 
     def wait_until_ready(
@@ -211,7 +164,7 @@ class MongoStore:
         """
         self._check_open()
         for index in self.search_indexes:
-            self._wait(index, timeout, progress)
+            self._searches.wait(index, timeout, progress)
 
     def count(self) -> int:
         """Points in the collection."""
@@ -318,8 +271,8 @@ class MongoStore:
         stage, verified = self._vector_stage(name, vector, limit, filter, where, exact)
         self._verify()
         extra = (name,) if verified else ()
-        pipeline = [stage, {"$project": {**self._projection(payload, extra), _SCORE: {"$meta": "vectorSearchScore"}}}]
-        found = self._search(_index_name(name), pipeline)
+        last = shown(self._projection(payload, extra), "vectorSearchScore")
+        found = self._searches.run(index_name(name), [stage, last])
         points = self._scored(found, payload, extra)
         if not verified:
             return [replace(point, score=2 * point.score - 1) for point in points]
@@ -342,11 +295,10 @@ class MongoStore:
             as `query` otherwise.
         """
         self._check_open()
-        pipeline = self._text_stages(text, limit, filter, where)
+        stages = self._text_stages(text, limit, filter, where)
         self._verify()
-        pipeline.append({"$project": {**self._projection(payload, ()), _SCORE: {"$meta": "searchScore"}}})
-        found = self._search(_index_name("text"), pipeline)
-        return self._scored(found, payload)
+        last = shown(self._projection(payload, ()), "searchScore")
+        return self._scored(self._searches.run(index_name("text"), [*stages, last]), payload)
 
     def fused(
         self,
@@ -375,16 +327,12 @@ class MongoStore:
         words = self._text_stages(text, depth, filter, where)
         if self._fuses and not verified:
             self._verify()
-            self._be_ready(_index_name(name))  # a fusion with an index that is not ready finds the other's hits
-            self._be_ready(_index_name("text"))
-            fusion = {
-                "input": {"pipelines": {"meaning": [meaning], "words": words}},
-                "combination": {"weights": {"meaning": weights[0], "words": weights[1]}},
-            }
-            shown = {**self._projection(payload, ()), _SCORE: {"$meta": "score"}}
+            self._searches.be_ready(index_name(name))  # a fusion with an index that is not ready finds the other's hits
+            self._searches.be_ready(index_name("text"))
+            last = shown(self._projection(payload, ()), "score")
             try:
-                found = self._fetch("aggregate", [{"$rankFusion": fusion}, {"$limit": limit}, {"$project": shown}])
-                return self._scored(found, payload)
+                pipeline = [fusion_stage(meaning, words, weights), {"$limit": limit}, last]
+                return self._scored(self._fetch("aggregate", pipeline), payload)
             except Refused as error:
                 if error.code != UNKNOWN_STAGE and "$rankFusion" not in str(error):
                     raise
@@ -393,12 +341,8 @@ class MongoStore:
         more: dict[str, Any] = {"limit": depth, "filter": filter, "where": where, "payload": payload}
         rankings = (self.nearest(name, vector, exact=exact, **more), self.by_words(text, **more))
         points = {point.id: point for ranking in rankings for point in ranking}
-        scores = dict.fromkeys(points, 0.0)
-        for ranking, weight in zip(rankings, weights, strict=True):
-            for rank, point in enumerate(ranking, start=1):
-                scores[point.id] += weight / (RRF_K + rank)
-        best = sorted(scores, key=lambda id: -scores[id])[:limit]
-        return [replace(points[id], score=scores[id]) for id in best]
+        scores = fuse([[point.id for point in ranking] for ranking in rankings], weights)
+        return [replace(points[id], score=scores[id]) for id in list(scores)[:limit]]
 
     def values(self, listed_field: str) -> dict[str | int, int]:
         """Every value of a listed payload field -> number of points that have it."""
@@ -417,8 +361,9 @@ class MongoStore:
             return
         self._verify()
         names = [str(id) for id in ids]
+        before = self._parts.named(names)
         self._ask("delete_many", {"_id": {"$in": names}})
-        self._server.ask(self._parts, "delete_many", {"point": {"$in": names}})
+        self._parts.remove(names, before, {})
 
     def flush(self) -> None:
         """Nothing to do: a majority of the servers has acknowledged what was written."""
@@ -437,20 +382,11 @@ class MongoStore:
         self._unseen = None
         if self._ask("count_documents", {"_id": str(id), FILTERS: mark}) == 0:
             return  # it was there before, or has been replaced or removed since
-        stage = self._stage(name, vector, 1, {FILTERS: {"$eq": mark}}, exact=True)
-        patience = self._server.patience
-        started, pause = patience.clock(), 0.05
-        why = "the search index is behind"
-        try:
-            self._be_ready(_index_name(name))
-            while patience.clock() - started < self._ready_seconds:
-                if self._fetch("aggregate", [stage, {"$project": {"_id": 1}}]):
-                    return
-                patience.sleep(pause)
-                pause = min(2 * pause, 2.0)
-        except IndexNotReadyError as error:
-            why = str(error)
-        logger.warning("%s: all is stored, but searches do not find all of it yet: %s", self.location, why)
+        query = to_bindata(vector, self._options.vectors)
+        stage = vector_stage(name, query, 1, {FILTERS: {"$eq": mark}}, exact=True)
+        why = self._searches.catch_up(index_name(name), [stage, {"$project": {"_id": 1}}])
+        if why:
+            logger.warning("%s: all is stored, but searches do not find all of it yet: %s", self.location, why)
 
     def size_bytes(self) -> int | None:
         """None: a cluster does not tell what one collection takes with its search indexes."""
@@ -477,57 +413,8 @@ class MongoStore:
         self._check_open()
         return self._server.fetch(self._collection, method, *args, **options)
 
-    def _record(self) -> Doc | None:
-        """The document that says what the collection was built with; None if there is none, or it is empty."""
-        is_empty = not self._fetch("find", {}, {"_id": 1}, limit=1)  # first: the record is written first
-        found = self._fetch("find", {"_id": MANIFEST_ID})
-        if found:
-            return found[0]
-        if not is_empty:
-            raise StoreError(
-                f"the collection {self.location} is there and was not made by m2rag: choose another name for the index"
-            )
-        return None
-
-    def _read(self, record: Doc) -> Manifest:
-        kept_in = f"the document {MANIFEST_ID!r} of {self.location}"
-        manifest = manifest_from_json(record.get("manifest"), index=self.location, kept_in=kept_in)
-        if not set(_RECORD) <= record.keys():
-            raise StoreError(f"{kept_in} is damaged: restore it or build the index anew")
-        return manifest
-
-    def _create(self, manifest: Manifest, schema: Schema, options: StoreOptions) -> Doc:
-        """One document makes the collection; indexes that are missing are made whenever it is opened."""
-        if schema.sparse:
-            logger.info("%s: MongoDB has no sparse vectors, so there will be none", self.location)
-        for spec in schema.vectors:
-            if spec.searched and spec.multi:
-                raise InvalidInputError(f"MongoDB searches one vector a document, not the many of {spec.name!r}")
-            if spec.searched:
-                check_kind(options.vectors, spec.size)
-            if spec.quantization and options.vectors != "float32":
-                raise InvalidInputError(f"quantization is for float32 vectors, not {options.vectors}")
-        generation = secrets.token_hex(8)
-        record = {
-            "_id": MANIFEST_ID,
-            "generation": generation,
-            "manifest": manifest_to_json(replace(manifest, lexical=None)),
-            "vectors": [asdict(spec) for spec in schema.vectors],
-            "listed_fields": dict(schema.listed_fields),
-            "options": {**asdict(options), "filter_fields": list(options.filter_fields)},
-        }
-        try:
-            self._ask("insert_one", record)
-        except Refused as error:
-            if error.code != DUPLICATE_KEY:  # made by another process a moment ago, or by a try whose answer was lost
-                raise
-        else:
-            # Of a collection of this name that was dropped.
-            self._server.ask(self._parts, "delete_many", {"generation": {"$ne": generation}})
-        return self._fetch("find", {"_id": MANIFEST_ID})[0]
-
     def _index_fields(self, fields: Iterable[str]) -> None:
-        for collection, names in ((self._collection, fields), (self._parts, ["point"])):
+        for collection, names in ((self._collection, fields), (self._parts.name, ["point"])):
             there = {name for one in self._server.fetch(collection, "list_indexes") for name in one["key"]}
             for name in names:
                 if name not in there:
@@ -538,7 +425,7 @@ class MongoStore:
         found = self._fetch("find", {"_id": MANIFEST_ID})
         if not found:
             raise StoreError(f"the index at {self.location} is gone: its collection was deleted on the server")
-        stored, ours = self._read(found[0]), self._manifest
+        stored, ours = read_manifest(found[0], self.location), self._manifest
         if (stored.fingerprint, stored.dimension) != (ours.fingerprint, ours.dimension):
             raise IndexMismatchError(
                 self.location,
@@ -549,35 +436,32 @@ class MongoStore:
     # Writing
 
     def _write(self, group: Sequence[Packed], insert_only: bool) -> None:
-        for one in group:
-            for part in one.parts:  # each is a request of its own size
-                self._server.ask(self._parts, "replace_one", {"_id": part["_id"]}, part, upsert=True)
+        ids = [one.id for one in group]
+        before = {} if insert_only else self._parts.named(ids)
+        self._parts.write(group)
         if insert_only:
             requests: list[Any] = [InsertOne(one.document) for one in group]
         else:
             requests = [ReplaceOne({"_id": one.id}, one.document, upsert=True) for one in group]
-        present: set[str] = set()
         try:
             self._ask("bulk_write", requests, ordered=False)
         except BulkWriteError as error:
-            present = self._left_alone(error, group, insert_only)
-        keep = {one.id: one.revision for one in group if one.id not in present}
-        if present:
-            documents = self._fetch("find", {"_id": {"$in": sorted(present)}}, {f"{OURS}.outside.revision": 1})
-            keep.update((one["_id"], one.get(OURS, {}).get("outside", {}).get("revision")) for one in documents)
-        stale = {"point": {"$in": list(keep)}, "revision": {"$nin": [one for one in keep.values() if one]}}
-        self._server.ask(self._parts, "delete_many", stale)
+            self._check_only_there(error, group, insert_only)
+        if insert_only:  # what is there keeps what it names
+            keep = self._parts.named(ids)
+            before = {one.id: one.revision for one in group if one.revision}
+        else:
+            keep = {one.id: one.revision for one in group if one.revision}
+        self._parts.remove(ids, before, keep)
 
-    def _left_alone(self, error: BulkWriteError, group: Sequence[Packed], insert_only: bool) -> set[str]:
-        """Ids that were there already, in a bulk write that only inserts; every other error is one."""
-        errors: list[Doc] = (error.details or {}).get("writeErrors", [])
-        for one in errors:
+    def _check_only_there(self, error: BulkWriteError, group: Sequence[Packed], insert_only: bool) -> None:
+        """Of a bulk write that only inserts, what is there already is no error; everything else is."""
+        for one in (error.details or {}).get("writeErrors", []):
             if one["code"] != DUPLICATE_KEY or not insert_only:
                 raise StoreError(
                     f"the index at {self.location} refused to write {group[one['index']].id}: {one['code']} "
                     f"{str(one.get('errmsg'))[:300]}"
                 ) from None  # the driver's error holds the documents
-        return {group[one["index"]].id for one in errors}
 
     def _remember(self, points: Sequence[Point], mark: str) -> None:
         """What the search index must know before it is up to date."""
@@ -609,67 +493,15 @@ class MongoStore:
         verified = self._options.vectors != "float32"
         if exact is None:
             exact = int(self._ask("estimated_document_count")) <= EXACT_UP_TO
-        condition = _both(to_filter(filter, self._fields), where)
-        return self._stage(name, vector, limit * (OVERSAMPLING if verified else 1), condition, exact=exact), verified
-
-    def _stage(self, name: str, vector: np.ndarray, limit: int, condition: Doc, *, exact: bool) -> Doc:
-        stage: Doc = {
-            "index": _index_name(name),
-            "path": name,
-            "queryVector": to_bindata(vector, self._options.vectors),
-            "limit": limit,
-        }
-        if exact or limit > MAX_CANDIDATES:
-            stage["exact"] = True
-        else:
-            stage["numCandidates"] = min(max(CANDIDATES * limit, 100), MAX_CANDIDATES)
-        return {"$vectorSearch": {**stage, **({"filter": condition} if condition else {})}}
+        query = to_bindata(vector, self._options.vectors)
+        condition = both(to_filter(filter, self._fields), where)
+        wanted = limit * (OVERSAMPLING if verified else 1)
+        return vector_stage(name, query, wanted, condition, exact=exact), verified
 
     def _text_stages(self, text: str, limit: int, filter: Filter | None, where: Mapping[str, Any] | None) -> list[Doc]:
         if not self._options.lexical:
             raise InvalidInputError(f"{self.location} has no text index: it was made with lexical=None")
-        condition = _both(to_filter(filter, self._fields), where)
-        search = {"index": _index_name("text"), "text": {"query": text, "path": ["text", "title"]}}
-        return [{"$search": search}, *([{"$match": condition}] if condition else []), {"$limit": limit}]
-
-    def _search(self, index: str, pipeline: list[Doc]) -> list[Doc]:
-        """Run a search; an answer of nothing counts only when the index is ready."""
-        self._be_ready(index)
-        for last in (False, True):
-            try:
-                found = self._fetch("aggregate", pipeline)
-                if found or last or self._is_queryable(index):
-                    return found
-            except Refused:
-                if last or self._is_queryable(index):
-                    raise
-            self._ready.discard(index)
-            self._be_ready(index)
-        raise AssertionError("unreachable")
-
-    def _be_ready(self, name: str) -> None:
-        """Wait until a search index answers; once is enough."""
-        if name in self._ready:
-            return
-        if not self._is_queryable(name):
-            index = next(one for one in self.search_indexes if one.name == name)
-            logger.info("%s: waiting for the search index %s", self.location, name)
-            self._wait(index, self._ready_seconds)
-        self._ready.add(name)
-
-    def _is_queryable(self, name: str) -> bool:
-        found = look_at(self._server, self._collection, name)
-        if found is None:
-            raise StoreError(
-                f"the search index {name!r} of {self.location} is gone: open the index again, which makes it anew"
-            )
-        return found.get("queryable") is True
-
-    def _wait(
-        self, index: SearchIndex, timeout: float, progress: Callable[[IndexProgress], None] | None = None
-    ) -> None:
-        clock, sleep = self._server.patience.clock, self._server.patience.sleep
-        wait_for_index(self._server, self._collection, index, timeout, progress=progress, clock=clock, sleep=sleep)
+        return text_stages(text, limit, both(to_filter(filter, self._fields), where))
 
     # Reading
 
@@ -685,18 +517,10 @@ class MongoStore:
     def _points(self, documents: Sequence[Doc], payload: Sequence[str], vectors: Sequence[str]) -> dict[UUID, Point]:
         """Points of documents; without those whose parts are missing."""
         wanted = {*payload, *(vector_path(name) for name in vectors)}
-        outside = {
-            one["_id"]: one[OURS]["outside"]
-            for one in documents
-            if wanted & set(one.get(OURS, {}).get("outside", {}).get("fields", ()))
-        }
-        parts: dict[str, list[Doc]] = {id: [] for id in outside}
-        if outside:
-            for part in self._server.fetch(self._parts, "find", {"point": {"$in": list(outside)}}):
-                parts[part["point"]].append(part)
+        outside = self._parts.of(documents, wanted)
         found: dict[UUID, Point] = {}
         for one in documents:
-            moved = put_together(parts[one["_id"]], outside[one["_id"]]) if one["_id"] in outside else {}
+            moved = outside.get(one["_id"], {})
             if moved is not None:
                 point = self._point(one, payload, vectors, moved)
                 found[point.id] = point
@@ -704,26 +528,14 @@ class MongoStore:
 
     def _scored(self, documents: Sequence[Doc], payload: Sequence[str], vectors: Sequence[str] = ()) -> list[Point]:
         """Points of a search's answer in its order."""
-        scores = {UUID(one["_id"]): float(one[_SCORE]) for one in documents}
+        scores = {UUID(one["_id"]): float(one[SCORE]) for one in documents}
         points = self._points(documents, payload, vectors)
         return [replace(point, score=scores[id]) for id, point in points.items()]
 
-    def _point(
-        self, document: Doc, payload: Sequence[str], vectors: Sequence[str], moved: Mapping[str, Any] | None = None
-    ) -> Point:
-        moved = moved or {}
+    def _point(self, document: Doc, payload: Sequence[str], vectors: Sequence[str], moved: Mapping[str, Any]) -> Point:
         arrays = {name: stored_vector(document, name, moved) for name in vectors}
         fields = {name: moved.get(name, document.get(name)) for name in payload if name in document or name in moved}
         return Point(UUID(document["_id"]), {name: one for name, one in arrays.items() if one is not None}, fields)
-
-
-def _index_name(vector: str) -> str:
-    return f"m2rag_{vector}"
-
-
-def _both(one: Doc, other: Mapping[str, Any] | None) -> Doc:
-    """Two conditions, both of which must hold."""
-    return {"$and": [one, dict(other)]} if one and other else one or dict(other or {})
 
 
 def _cosine(vector: np.ndarray, query: np.ndarray) -> float:

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -26,7 +27,15 @@ from m2rag.errors import (
 )
 from m2rag.stores import EdgeStore, Manifest, Point, Schema, SparseVector, VectorSpec, VectorStore
 from m2rag.stores.retry import Patience
-from m2rag_mongodb import DefinitionMismatchError, IndexNotReadyError, MongoStore, StoreOptions, layout, store
+from m2rag_mongodb import (
+    DefinitionMismatchError,
+    IndexNotReadyError,
+    MongoStore,
+    SearchUnavailableError,
+    StoreOptions,
+    layout,
+    store,
+)
 from m2rag_mongodb.server import Blocking
 
 DIMENSION = 16
@@ -463,6 +472,58 @@ def test_parts_that_are_lost_are_told(database: Database[Doc], small_pieces: Non
     with pytest.raises(StoreError, match="1 documents of .* lack parts"):
         one.retrieve([UUID(int=1)], payload=("text",))
     assert one.retrieve([UUID(int=1)], payload=("id",))[UUID(int=1)].payload == {"id": "d1"}
+
+
+def test_two_replace_the_same_documents_at_once(database: Database[Doc], small_pieces: None) -> None:
+    """Whoever is last: the document is whole."""
+    forms = {name: [made(i, text=f"{name} " * 10_000) for i in range(4)] for name in ("one", "two")}
+    stores = {name: opened(database) for name in forms}
+    stores["one"].upsert(forms["one"])
+
+    def replace_all(name: str) -> None:
+        for _ in range(8):
+            stores[name].upsert(forms[name])
+
+    threads = [threading.Thread(target=replace_all, args=(name,)) for name in forms]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    found = stores["one"].retrieve([UUID(int=i) for i in range(4)], payload=("text",))
+    assert [point.payload["text"] in {f"{name} " * 10_000 for name in forms} for point in found.values()] == [True] * 4
+
+
+def test_abandoned_parts_go_after_a_day_and_those_of_others_at_work_stay(
+    database: Database[Doc], small_pieces: None
+) -> None:
+    one = opened(database)
+    one.upsert([made(1, text="t" * 50_000)])
+    now = datetime.now(timezone.utc)
+    for name, age in (("fresh", timedelta(hours=1)), ("old", timedelta(days=2))):
+        for point in (1, 2):
+            part = {"point": str(UUID(int=point)), "revision": name, "n": 0, "data": b"", "written": now - age}
+            database["docs.parts"].insert_one({"_id": f"{point}/{name}", **part})
+    one.upsert([made(1, text="t" * 50_000)])
+    left = {(part["point"][-1], part["revision"]) for part in database["docs.parts"].find({"n": 0, "data": b""})}
+    assert left == {("1", "fresh"), ("2", "fresh"), ("2", "old")}
+    assert one.retrieve([UUID(int=1)], payload=("text",))[UUID(int=1)].payload["text"] == "t" * 50_000
+
+
+def test_parts_of_a_dropped_collection_go_with_the_next_of_its_name(
+    database: Database[Doc], small_pieces: None
+) -> None:
+    opened(database).upsert([made(1, text="t" * 50_000)])
+    database["docs"].drop()
+    assert database["docs.parts"].count_documents({}) > 0
+    assert opened(database).count() == 0 == database["docs.parts"].count_documents({})
+
+
+def test_a_server_without_search_is_left_as_it_is(mongod: int) -> None:
+    client: MongoClient[Doc] = MongoClient("127.0.0.1", mongod, directConnection=True)
+    with pytest.raises(SearchUnavailableError, match="m2rag_bare.docs has no vector search"):
+        opened(client["m2rag_bare"])
+    assert client["m2rag_bare"].list_collection_names() == []
+    client.close()
 
 
 def test_a_document_of_twenty_megabytes(database: Database[Doc]) -> None:
