@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -158,7 +159,7 @@ def _in_pieces(document: dict[str, Any], generation: str) -> Packed:
         if len(bson.encode(document)) <= INLINE_BYTES:
             break
     blob = bson.encode(outside)
-    revision = hashlib.sha256(blob).hexdigest()[:32]
+    revision = secrets.token_hex(16)
     starts = range(0, len(blob), PART_BYTES)
     document[OURS]["outside"] = {"fields": sorted(outside), "revision": revision, "parts": len(starts)}
     shared = {"point": id, "revision": revision, "generation": generation}

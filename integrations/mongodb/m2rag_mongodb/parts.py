@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -10,31 +10,24 @@ from m2rag_mongodb.layout import OURS, Packed, put_together
 from m2rag_mongodb.server import Doc, Server
 
 ABANDONED_AFTER = timedelta(days=1)
-"""Parts of this age that no document names were left by a process that was killed, and are removed."""
+"""Parts of this age that no document names were left by a process that was killed."""
 
 
 class Parts:
     """The collection `NAME.parts`.
 
-    Parts are written before the document that names their revision, and those of the revision that a document named
-    before are removed afterwards. Others' parts are left alone: another writer may be about to name them.
+    Parts are written under a revision of their own before the document that names it, and those of the revision that a
+    document named before are removed afterwards. So a document's parts are there as long as it names them, whoever
+    writes beside us; what a killed process leaves is named by none, and swept up later.
 
     Args:
         server: the database.
         collection: name of the collection of the documents.
-        now: the time, in UTC.
     """
 
-    def __init__(
-        self,
-        server: Server,
-        collection: str,
-        *,
-        now: Callable[[], datetime] = lambda: datetime.now(timezone.utc),
-    ) -> None:
+    def __init__(self, server: Server, collection: str) -> None:
         self._server = server
         self._collection = collection
-        self._now = now
         self.name = f"{collection}.parts"
 
     def start(self, generation: str) -> None:
@@ -45,7 +38,7 @@ class Parts:
         """Write the parts of some documents, each in a request of its own."""
         for one in packed:
             for part in one.parts:
-                kept = {**part, "written": self._now()}
+                kept = {**part, "written": _now(), "named": False}
                 self._server.ask(self.name, "replace_one", {"_id": part["_id"]}, kept, upsert=True)
 
     def named(self, ids: Collection[str]) -> dict[str, str]:
@@ -54,21 +47,31 @@ class Parts:
         found = self._server.fetch(self._collection, "find", wanted, {f"{OURS}.outside.revision": 1})
         return {one["_id"]: one[OURS]["outside"]["revision"] for one in found}
 
-    def remove(self, ids: Collection[str], before: Mapping[str, str], keep: Mapping[str, str]) -> None:
-        """Remove the parts of revisions that are no longer named, and abandoned ones of these documents.
+    def confirm(self, revisions: Mapping[str, str]) -> None:
+        """Say of parts that the document of this id names their revision."""
+        if revisions:
+            self._server.ask(self.name, "update_many", _any_of(revisions), {"$set": {"named": True}})
 
-        Args:
-            ids: of the documents.
-            before: the revisions they named.
-            keep: the revisions they name now.
-        """
-        left = [{"point": id, "revision": revision} for id, revision in before.items() if keep.get(id) != revision]
-        abandoned = {
-            "point": {"$in": sorted(ids)},
-            "revision": {"$nin": sorted(keep.values())},
-            "written": {"$lt": self._now() - ABANDONED_AFTER},
-        }
-        self._server.ask(self.name, "delete_many", {"$or": [*left, abandoned]})
+    def release(self, revisions: Mapping[str, str]) -> None:
+        """Say of parts that the document of this id is about to name others, or to go."""
+        if revisions:
+            change = {"$set": {"named": False, "written": _now()}}
+            self._server.ask(self.name, "update_many", _any_of(revisions), change)
+
+    def remove(self, revisions: Mapping[str, str]) -> None:
+        """Remove the parts of revisions that the document of this id names no more."""
+        if revisions:
+            self._server.ask(self.name, "delete_many", _any_of(revisions))
+
+    def sweep(self) -> None:
+        """Remove parts that were left by processes that were killed."""
+        old = {"named": False, "written": {"$lt": _now() - ABANDONED_AFTER}}
+        points = self._server.ask(self.name, "distinct", "point", old)
+        if not points:
+            return
+        named = self.named(points)
+        self.confirm(named)  # killed between the document and this
+        self._server.ask(self.name, "delete_many", {"point": {"$in": points}, **old})
 
     def of(self, documents: Sequence[Doc], wanted: Collection[str]) -> dict[str, dict[str, Any] | None]:
         """Id of a document -> the fields that are kept beside it; None where parts are missing.
@@ -82,7 +85,16 @@ class Parts:
         }
         found: dict[str, list[Doc]] = {id: [] for id in outside}
         if outside:
-            named = [{"point": id, "revision": one["revision"]} for id, one in outside.items()]
-            for part in self._server.fetch(self.name, "find", {"$or": named}):
+            named = {id: str(one["revision"]) for id, one in outside.items()}
+            for part in self._server.fetch(self.name, "find", _any_of(named)):
                 found[part["point"]].append(part)
         return {id: put_together(found[id], one) for id, one in outside.items()}
+
+
+def _any_of(revisions: Mapping[str, str]) -> Doc:
+    """The parts of some revisions of some documents."""
+    return {"$or": [{"point": id, "revision": revision} for id, revision in revisions.items()]}
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

@@ -362,8 +362,9 @@ class MongoStore:
         self._verify()
         names = [str(id) for id in ids]
         before = self._parts.named(names)
+        self._parts.release(before)
         self._ask("delete_many", {"_id": {"$in": names}})
-        self._parts.remove(names, before, {})
+        self._parts.remove(before)
 
     def flush(self) -> None:
         """Nothing to do: a majority of the servers has acknowledged what was written."""
@@ -373,9 +374,10 @@ class MongoStore:
         """Wait until searches find what was written last, for `ready_seconds` at most; then log that they do not yet.
 
         A search index learns of documents some time after they are written: without this, a search right after an
-        upload would miss some.
+        upload would miss some. What killed processes left is swept up, too.
         """
         self._check_open()
+        self._parts.sweep()
         if self._unseen is None:
             return
         name, vector, id, mark = self._unseen
@@ -414,7 +416,7 @@ class MongoStore:
         return self._server.fetch(self._collection, method, *args, **options)
 
     def _index_fields(self, fields: Iterable[str]) -> None:
-        for collection, names in ((self._collection, fields), (self._parts.name, ["point"])):
+        for collection, names in ((self._collection, fields), (self._parts.name, ["point", "named"])):
             there = {name for one in self._server.fetch(collection, "list_indexes") for name in one["key"]}
             for name in names:
                 if name not in there:
@@ -437,8 +439,10 @@ class MongoStore:
 
     def _write(self, group: Sequence[Packed], insert_only: bool) -> None:
         ids = [one.id for one in group]
+        ours = {one.id: one.revision for one in group if one.revision}
         before = {} if insert_only else self._parts.named(ids)
         self._parts.write(group)
+        self._parts.release(before)
         if insert_only:
             requests: list[Any] = [InsertOne(one.document) for one in group]
         else:
@@ -447,12 +451,11 @@ class MongoStore:
             self._ask("bulk_write", requests, ordered=False)
         except BulkWriteError as error:
             self._check_only_there(error, group, insert_only)
-        if insert_only:  # what is there keeps what it names
-            keep = self._parts.named(ids)
-            before = {one.id: one.revision for one in group if one.revision}
-        else:
-            keep = {one.id: one.revision for one in group if one.revision}
-        self._parts.remove(ids, before, keep)
+        if ours and insert_only:  # what was there keeps the parts it names, and ours are not needed
+            now = self._parts.named(ids)
+            before = {id: revision for id, revision in ours.items() if now.get(id) != revision}
+        self._parts.confirm({id: revision for id, revision in ours.items() if before.get(id) != revision})
+        self._parts.remove(before)
 
     def _check_only_there(self, error: BulkWriteError, group: Sequence[Packed], insert_only: bool) -> None:
         """Of a bulk write that only inserts, what is there already is no error; everything else is."""
