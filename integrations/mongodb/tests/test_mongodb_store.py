@@ -746,12 +746,14 @@ def test_a_server_that_does_not_come_back(
     assert one.count() == 1
 
 
-def test_first_contact_is_less_patient(front: AtlasFront, own: MongoClient[Doc]) -> None:
+def test_first_contact_is_less_patient(front: AtlasFront) -> None:
     time = FakeTime()
     front.stop()
+    client: MongoClient[Doc] = MongoClient(front.uri, serverSelectionTimeoutMS=50)
     with pytest.raises(StoreError, match="cannot be reached"):
-        opened(own["m2rag_own"], patience=Patience(3600, clock=time.clock, sleep=time.sleep, first_pause=4))
+        opened(client["m2rag_own"], patience=Patience(3600, clock=time.clock, sleep=time.sleep, first_pause=4))
     assert sum(time.waits) <= 10
+    client.close()
 
 
 @pytest.mark.parametrize(
