@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 
 from m2rag_kernels.blockdiag_glu.triton import blockdiag_glu
+from m2rag_kernels.long_conv.monarch import plan
+from m2rag_kernels.long_conv.triton import _gradients, convolve
 from m2rag_kernels.short_conv.triton import short_conv
 
 
@@ -24,6 +26,32 @@ def launch_blockdiag_glu(
     tensors = [torch.zeros(shape, dtype=dtype, requires_grad=True) for shape in shapes]
     y = blockdiag_glu(*tensors, 1e-12, dropout)
     torch.autograd.grad(y, tensors, torch.zeros_like(y))
+
+
+def launch_long_conv(length: int, forward: bool = True, dtype: torch.dtype = torch.bfloat16) -> None:
+    """With everything fused, or the gradients."""
+    u = torch.zeros(2, 16, length, dtype=dtype)
+    chosen, mask = plan(length), torch.ones(2, length, dtype=torch.bool)
+    spectrum = torch.zeros(16, 2, chosen.points, dtype=dtype)
+    if forward:
+        convolve(u, spectrum, chosen, u, u, mask)
+    else:
+        _gradients(u, spectrum, chosen, u, mask, u)
+
+
+def long_conv() -> None:
+    for length in (512, 2048, 32768):
+        launch_long_conv(length)
+
+
+def long_conv_every_size() -> None:
+    for length in (256, 1024, 4096, 8192, 16384):
+        launch_long_conv(length)
+
+
+def long_conv_gradients() -> None:
+    for length in (256, 512, 1024, 2048, 4096, 8192, 16384, 32768):
+        launch_long_conv(length, forward=False)
 
 
 def production() -> None:

@@ -28,6 +28,25 @@ def test_published_model_fits_without_spills(capability):
         assert kernel.stack == 0, str(kernel)
 
 
+def test_long_convolution_fits_a_hopper_with_next_to_no_spills():
+    found = resources(LAUNCHES, "long_conv", 90)
+    assert len(found) == 3
+    for kernel in found:
+        assert kernel.shared <= SHARED_LIMIT[90], str(kernel)
+        assert kernel.stack <= 64, str(kernel)
+        assert kernel.instructions.get("wgmma"), str(kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+@pytest.mark.parametrize(("function", "spilled"), [("long_conv_every_size", 256), ("long_conv_gradients", 4096)])
+def test_long_convolution_of_every_size_compiles(function, spilled, capability):
+    """The gradients at 4,096 points hold three tiles and a sum: spilling is what that costs."""
+    for kernel in resources(LAUNCHES, function, capability):
+        assert kernel.shared <= SHARED_LIMIT[capability], str(kernel)
+        assert kernel.stack <= spilled, str(kernel)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
 @pytest.mark.parametrize("function", ["widths", "full_precision", "dropout", "one_token"])

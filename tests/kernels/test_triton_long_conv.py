@@ -165,7 +165,7 @@ def test_plan_holds_the_input(length):
 def test_plan_refuses_what_is_too_long():
     with pytest.raises(ValueError, match="32769 positions, the longest transform takes 32768"):
         plan(MAX_POINTS + 1)
-    assert "32768 positions, not 32769" in kernels.unsupported(torch.empty(1, 1, MAX_POINTS + 1))
+    assert "32,769 positions, the kernel takes up to 32,768" in kernels.unsupported(torch.empty(1, 1, MAX_POINTS + 1))
     assert "float64" in kernels.unsupported(torch.empty(1, 1, 4, dtype=torch.float64))
 
 

@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 from torch.autograd.function import once_differentiable
 
+from m2rag_kernels.launch import OPTIONS, on_device_of, unsupported_dtype
 from m2rag_kernels.long_conv.monarch import MAX_POINTS, Plan, plan, spectrum, tables
 from m2rag_kernels.tensor_core import dot, rounded
 
@@ -420,11 +421,9 @@ def _warps(plan: Plan) -> int:
 
 def unsupported(u: torch.Tensor) -> str | None:
     """Why this path cannot convolve (B, D, L), or None if it can."""
-    if u.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-        return f"long_conv computes in fp32, bf16 or fp16, not in {u.dtype}"
     if u.shape[-1] > MAX_POINTS:
-        return f"long_conv takes up to {MAX_POINTS} positions, not {u.shape[-1]}"
-    return None
+        return f"the input has {u.shape[-1]:,} positions, the kernel takes up to {MAX_POINTS:,}"
+    return unsupported_dtype(u.dtype)
 
 
 def convolve(
@@ -458,21 +457,22 @@ def convolve(
     n_rows = batch * width
     constants = _constants(plan, u.device, u.dtype)
     group = _group(plan)
-    if plan.n1 == 1:
-        _convolve_on_chip[(triton.cdiv(n_rows, group),)](
-            u, mask, spectrum, out, ungated, gate, add, constants.first, constants.twiddle, constants.last,
-            n_rows, batch, width, length,
-            G=group, P=plan.p, Q=plan.q, num_warps=_warps(plan),
-        )  # fmt: skip
-    else:
-        programs = _programs(n_rows, u.device)
-        scratch = torch.empty(programs, 2, plan.points, dtype=u.dtype, device=u.device)
-        _convolve_in_phases[(programs,)](
-            u, mask, spectrum, out, ungated, gate, add, *constants, scratch,
-            n_rows, batch, width, length,
-            N1=plan.n1, G=group, P=plan.p, Q=plan.q, COLUMNS=TILE // plan.n1,
-            num_warps=_warps(plan),
-        )  # fmt: skip
+    with on_device_of(u):
+        if plan.n1 == 1:
+            _convolve_on_chip[(triton.cdiv(n_rows, group),)](
+                u, mask, spectrum, out, ungated, gate, add, constants.first, constants.twiddle, constants.last,
+                n_rows, batch, width, length,
+                G=group, P=plan.p, Q=plan.q, num_warps=_warps(plan), **OPTIONS,
+            )  # fmt: skip
+        else:
+            programs = _programs(n_rows, u.device)
+            scratch = torch.empty(programs, 2, plan.points, dtype=u.dtype, device=u.device)
+            _convolve_in_phases[(programs,)](
+                u, mask, spectrum, out, ungated, gate, add, *constants, scratch,
+                n_rows, batch, width, length,
+                N1=plan.n1, G=group, P=plan.p, Q=plan.q, COLUMNS=TILE // plan.n1,
+                num_warps=_warps(plan), **OPTIONS,
+            )  # fmt: skip
     return out
 
 
@@ -515,22 +515,23 @@ def _gradients(
     d_u = torch.empty_like(u)
     d_spectrum = torch.empty(width, 2, plan.points, dtype=torch.float32, device=u.device)
     constants = _constants(plan, u.device, u.dtype)
-    if plan.n1 == 1:
-        _gradients_on_chip[(width,)](
-            u, mask, d_out, gate, spectrum, d_u, d_spectrum, constants.first, constants.twiddle, constants.last,
-            batch, width, length,
-            P=plan.p, Q=plan.q, num_warps=_warps(plan),
-        )  # fmt: skip
-    else:
-        programs = _programs(width, u.device)
-        scratch = torch.empty(programs, 4, plan.points, dtype=u.dtype, device=u.device)
-        # Two rows are held at a time, so each takes half a tile.
-        _gradients_in_phases[(programs,)](
-            u, mask, d_out, gate, spectrum, d_u, d_spectrum, *constants, scratch,
-            batch, width, length,
-            N1=plan.n1, G=max(_group(plan) // 2, 1), P=plan.p, Q=plan.q, COLUMNS=TILE // plan.n1,
-            num_warps=_warps(plan),
-        )  # fmt: skip
+    with on_device_of(u):
+        if plan.n1 == 1:
+            _gradients_on_chip[(width,)](
+                u, mask, d_out, gate, spectrum, d_u, d_spectrum, constants.first, constants.twiddle, constants.last,
+                batch, width, length,
+                P=plan.p, Q=plan.q, num_warps=_warps(plan), **OPTIONS,
+            )  # fmt: skip
+        else:
+            programs = _programs(width, u.device)
+            scratch = torch.empty(programs, 4, plan.points, dtype=u.dtype, device=u.device)
+            # Two rows are held at a time, so each takes half a tile.
+            _gradients_in_phases[(programs,)](
+                u, mask, d_out, gate, spectrum, d_u, d_spectrum, *constants, scratch,
+                batch, width, length,
+                N1=plan.n1, G=max(_group(plan) // 2, 1), P=plan.p, Q=plan.q, COLUMNS=TILE // plan.n1,
+                num_warps=_warps(plan), **OPTIONS,
+            )  # fmt: skip
     return d_u, d_spectrum
 
 
