@@ -131,7 +131,8 @@ class EdgeStore:
             return {}
         with self._engine("list") as shard:
             facet = shard.facet(engine.FacetRequest(listed_field, limit=n, exact=True))
-        return {hit.value: hit.count for hit in facet.hits}
+        # The engine may still name values that only deleted points had.
+        return {hit.value: hit.count for hit in facet.hits if hit.count}
 
     def delete(self, ids: Sequence[UUID]) -> None:
         """Remove points; ids that are not stored are ignored."""

@@ -82,6 +82,17 @@ def test_upsert_replaces_and_delete_removes(store: EdgeStore) -> None:
     assert store.count() == 1 and store.values("id") == {"d2": 1}
 
 
+def test_values_of_deleted_points_are_gone(store: EdgeStore) -> None:
+    for turn in range(6):
+        store.upsert([point(i) for i in range(turn * 5, turn * 5 + 12)])
+        store.delete([point(i).id for i in range(turn * 5, turn * 5 + 7)])
+        kept = range(turn * 5 + 7, turn * 5 + 12)
+        assert store.values("id") == {f"d{i}": 1 for i in kept}, f"turn {turn}"
+        store.delete([point(i).id for i in kept if i % 2])
+        assert store.values("id") == {f"d{i}": 1 for i in kept if not i % 2}, f"turn {turn}"
+        store.delete([point(i).id for i in kept])
+
+
 def test_values_are_listed_before_and_after_optimizing(store: EdgeStore) -> None:
     assert store.values("id") == {}
     store.upsert([Point(UUID(int=i), {"doc": unit(i)}, {"id": f"d{i}", "n_tokens": i % 3}) for i in range(30)])
