@@ -11,7 +11,7 @@ from langchain_m2rag import M2Embeddings, M2QdrantVectorStore
 
 def main() -> None:
     location, n = sys.argv[1], int(sys.argv[2])
-    with M2QdrantVectorStore(location, M2Embeddings(), batch_tokens=6_000) as store:
+    with M2QdrantVectorStore(location, M2Embeddings(), batch_tokens=4_000) as store:
         store.add_documents(long_documents(n), progress=lambda at: say(f"done {at.done} of {at.total}"))
 
 

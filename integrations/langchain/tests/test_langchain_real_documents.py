@@ -34,7 +34,7 @@ def kill_after(location: str, n: int, n_done: int) -> None:
 @pytest.mark.parametrize(
     "n, where",
     [
-        (6, "folder"),
+        (4, "folder"),
         pytest.param(40, "folder", marks=pytest.mark.slow),
         pytest.param(40, "url", marks=pytest.mark.slow),
     ],
