@@ -132,5 +132,5 @@ def test_a_size_below_one_token_is_refused() -> None:
 
 
 def test_a_backend_without_hidden_states_is_refused() -> None:
-    with pytest.raises(ValueError, match="passages need a model in this process"):
+    with pytest.raises(ValueError, match="gives one vector per input and no passages"):
         M2Embedder(backend=FakeBackend(has_spans=False)).embed_passages("text")

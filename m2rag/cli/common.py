@@ -50,7 +50,8 @@ def set_up_logging(verbose: bool) -> None:
     # On the handler too: some packages set the level of their own logger.
     handler.setLevel(logging.DEBUG if verbose else logging.WARNING)
     logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR, handlers=[handler], force=True)
-    logging.getLogger("m2rag").setLevel(logging.DEBUG if verbose else logging.WARNING)
+    for package in ("m2rag", "m2rag_kernels"):
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.WARNING)
     # Documents that fail are listed at the end, with their causes.
     logging.getLogger("m2rag.index.ingest").setLevel(logging.DEBUG if verbose else logging.ERROR)
 

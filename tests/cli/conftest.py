@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +18,21 @@ from m2rag.cli.app import app
 Run = Callable[..., Result]
 
 
-@pytest.fixture(autouse=True)
+@contextmanager
 def logging_as_before() -> Iterator[None]:
     """The command sets up the logging of its process; other tests have their own."""
-    loggers = [logging.getLogger(name) for name in (None, "m2rag", "m2rag.index.ingest")]
+    loggers = [logging.getLogger(name) for name in (None, "m2rag", "m2rag_kernels", "m2rag.index.ingest")]
     before = [(logger.level, logger.handlers[:]) for logger in loggers]
     yield
     for logger, (level, handlers) in zip(loggers, before, strict=True):
         logger.setLevel(level)
         logger.handlers[:] = handlers
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_before() -> Iterator[None]:
+    with logging_as_before():
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -39,7 +46,9 @@ def other_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_app(*args: object, input: str | bytes | None = None) -> Result:
-    result = CliRunner().invoke(app, [str(arg) for arg in args], input=input)
+    # Fixtures of the session call this too, before any test's own fixtures are set up.
+    with logging_as_before():
+        result = CliRunner().invoke(app, [str(arg) for arg in args], input=input)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return result
