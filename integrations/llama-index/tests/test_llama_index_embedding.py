@@ -189,6 +189,14 @@ def test_no_dump_holds_the_key(server: EmbeddingServer, monkeypatch: pytest.Monk
         assert server.requests[-1].headers["authorization"] == "Bearer from-the-environment"
 
 
+def test_a_key_alone_means_together_in_copies_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    embedding = M2Embedding("any-model", api_key="very-secret", dimensions=8)
+    with pytest.raises(ValueError, match="TOGETHER_API_KEY"):
+        M2Embedding.from_dict(embedding.to_dict())  # not a model in this process
+    monkeypatch.setenv("TOGETHER_API_KEY", "its-own")
+    assert M2Embedding.from_dict(embedding.to_dict()).embedder.fingerprint == embedding.embedder.fingerprint
+
+
 def test_around_an_embedder_made_elsewhere() -> None:
     embedder = M2Embedder(query_prompt="query: ")
     embedding = M2Embedding.from_embedder(embedder, embed_batch_size=3)
@@ -316,6 +324,11 @@ def test_unknown_options_and_bad_values_are_refused(tmp_path: Path) -> None:
         M2Embedding(embed_batch_size=0)
     with pytest.raises(ValueError, match="on_too_long is 'cut', must be one of"):
         M2Embedding(on_too_long="cut")
+    embedding = M2Embedding()
+    for name, value in (("max_tokens", 512), ("model_name", "other"), ("embeddings_cache", SimpleKVStore())):
+        with pytest.raises(ValidationError, match="frozen"):  # it would change nothing
+            setattr(embedding, name, value)
+    embedding.embed_batch_size = 3
     with pytest.raises(CheckpointError, match="nothing-here"):
         M2Embedding(str(tmp_path / "nothing-here"))
     with pytest.raises(ValueError, match="TOGETHER_API_KEY"):

@@ -49,7 +49,7 @@ class M2Embedding(BaseEmbedding):
 
     Args:
         model_name: folder, weights file, bundled name or repository id; with `base_url` the provider's name for it.
-        api_key: None: from the environment, TOGETHER_API_KEY, OPENAI_API_KEY, for other hosts M2RAG_API_KEY.
+        api_key: without `base_url`, of Together. None: from the environment, TOGETHER_API_KEY, OPENAI_API_KEY, for other hosts M2RAG_API_KEY.
         options: the fields below, and those of `BaseEmbedding`.
 
     Raises:
@@ -59,28 +59,39 @@ class M2Embedding(BaseEmbedding):
 
     model_config = ConfigDict(extra="forbid")
 
-    model_name: str = Field(default="m2rag-mini", description="Folder, weights file, bundled name or repository id.")
+    # Frozen: what the embedder is made of; it would change nothing afterwards. The rest LlamaIndex sets itself.
+    model_name: str = Field(
+        default="m2rag-mini", frozen=True, description="Folder, weights file, bundled name or repository id."
+    )
     embed_batch_size: int = Field(
         default=64, gt=0, le=2048, description="Texts handed over at once; batches are made by tokens."
     )
     base_url: str | None = Field(
-        default=None, description='"https://host/v1", "together" or "openai"; None: the model runs in this process.'
+        default=None,
+        frozen=True,
+        description='"https://host/v1", "together" or "openai"; None: the model runs in this process.',
     )
-    device: str | None = Field(default=None, description='"cpu", "cuda", "cuda:1"; None: the GPU if there is one.')
-    dtype: str = Field(default="float32", description='Matrix products: "float32", "bfloat16" or "auto".')
-    kernels: str = Field(default="auto", description="Implementation of the model's operations.")
-    max_tokens: int | None = Field(default=None, description="A lower limit than the model's.")
-    on_too_long: str = Field(default="error", description='Longer texts: "error", "truncate" or "window".')
-    normalize: bool = Field(default=True, description="Scale vectors to length 1.")
-    dimensions: int | None = Field(default=None, description="Fewer, where the model was trained for it.")
-    batch_tokens: int | None = Field(default=None, description="Padded tokens per batch, or tokens per request.")
-    query_prompt: str = Field(default="", description="Text in front of every query.")
-    document_prompt: str = Field(default="", description="Text in front of every document.")
+    device: str | None = Field(
+        default=None, frozen=True, description='"cpu", "cuda", "cuda:1"; None: the GPU if there is one.'
+    )
+    dtype: str = Field(default="float32", frozen=True, description='Matrix products: "float32", "bfloat16" or "auto".')
+    kernels: str = Field(default="auto", frozen=True, description="Implementation of the model's operations.")
+    max_tokens: int | None = Field(default=None, frozen=True, description="A lower limit than the model's.")
+    on_too_long: str = Field(default="error", frozen=True, description='Longer texts: "error", "truncate" or "window".')
+    normalize: bool = Field(default=True, frozen=True, description="Scale vectors to length 1.")
+    dimensions: int | None = Field(default=None, frozen=True, description="Fewer, where the model was trained for it.")
+    batch_tokens: int | None = Field(
+        default=None, frozen=True, description="Padded tokens per batch, or tokens per request."
+    )
+    query_prompt: str = Field(default="", frozen=True, description="Text in front of every query.")
+    document_prompt: str = Field(default="", frozen=True, description="Text in front of every document.")
     made_for: str | None = Field(
-        default=None, description="Fingerprint of the embedder it was made around by `from_embedder`; not to be given."
+        default=None,
+        frozen=True,
+        description="Fingerprint of the embedder it was made around by `from_embedder`; not to be given.",
     )
     embeddings_cache: Any | None = Field(
-        default=None, exclude=True, description="Cache of embeddings, by model; it stays with this object."
+        default=None, frozen=True, exclude=True, description="Cache of embeddings, by model; it stays with this object."
     )
 
     _embedder: M2Embedder = PrivateAttr()
@@ -92,6 +103,8 @@ class M2Embedding(BaseEmbedding):
         api_key: str | SecretStr | None = None,
         **options: Any,
     ) -> None:
+        if api_key is not None and options.get("base_url") is None:
+            options["base_url"] = "together"  # as M2Embedder has it; a copy, which has no key, must know
         super().__init__(model_name=model_name, **options)
         if self.made_for is not None:
             raise ValueError(
@@ -149,7 +162,7 @@ class M2Embedding(BaseEmbedding):
                 "it out, or give query_prompt and document_prompt the same text"
             )
         store = cache.store if isinstance(cache, ModelCache) else cache
-        self.embeddings_cache = ModelCache(store, lambda: embedder.fingerprint)
+        self.__dict__["embeddings_cache"] = ModelCache(store, lambda: embedder.fingerprint)
 
     @classmethod
     def class_name(cls) -> str:
