@@ -49,7 +49,8 @@ class M2Embedding(BaseEmbedding):
 
     Args:
         model_name: folder, weights file, bundled name or repository id; with `base_url` the provider's name for it.
-        api_key: without `base_url`, of Together. None: from the environment, TOGETHER_API_KEY, OPENAI_API_KEY, for other hosts M2RAG_API_KEY.
+        api_key: without `base_url`, of Together. None: from the environment, TOGETHER_API_KEY, OPENAI_API_KEY, for
+            other hosts M2RAG_API_KEY.
         options: the fields below, and those of `BaseEmbedding`.
 
     Raises:
