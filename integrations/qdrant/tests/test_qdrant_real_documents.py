@@ -27,39 +27,47 @@ def real_documents() -> list[Document]:
     ]
 
 
-def embedder() -> M2Embedder:
-    """The bundled model on openings: the whole texts take a minute where others work too."""
-    return M2Embedder(max_tokens=256)
-
-
-def opened(place: str, name: str) -> DocumentCollection:
+def opened(place: str, name: str, max_tokens: int | None) -> DocumentCollection:
+    embedder = M2Embedder(max_tokens=max_tokens)
     if "://" in place:
-        return DocumentCollection.on_server(QdrantClient(place, check_compatibility=False), name, embedder())
-    return DocumentCollection.in_folder(place, embedder())
+        return DocumentCollection.on_server(QdrantClient(place, check_compatibility=False), name, embedder)
+    return DocumentCollection.in_folder(place, embedder)
 
 
-def add_some(place: str, name: str, documents: Sequence[Document], killed: multiprocessing.synchronize.Event) -> None:
+def add_some(
+    place: str,
+    name: str,
+    max_tokens: int | None,
+    documents: Sequence[Document],
+    killed: multiprocessing.synchronize.Event,
+) -> None:
     def watch(state: object) -> None:
         if state.done >= 10:  # type: ignore[attr-defined]
             killed.set()
             time.sleep(600)
 
-    opened(place, name).add(documents, on_too_long="truncate", batch_tokens=20_000, progress=watch)
+    opened(place, name, max_tokens).add(documents, on_too_long="truncate", batch_tokens=20_000, progress=watch)
 
 
+@pytest.mark.parametrize(
+    "max_tokens",
+    [pytest.param(256, id="openings"), pytest.param(None, id="whole", marks=pytest.mark.slow)],  # a minute
+)
 @pytest.mark.parametrize("kind", ["server", "folder"])
-def test_thirty_real_documents(kind: str, tmp_path: Path, qdrant_url: str, collection: str) -> None:
+def test_thirty_real_documents(
+    kind: str, max_tokens: int | None, tmp_path: Path, qdrant_url: str, collection: str
+) -> None:
     documents = real_documents()
     assert sum(len(document.text) > 20_000 for document in documents) > 20
     place = qdrant_url if kind == "server" else str(tmp_path / "folder")
     context = multiprocessing.get_context("spawn")
     enough = context.Event()
-    process = context.Process(target=add_some, args=(place, collection, documents, enough))
+    process = context.Process(target=add_some, args=(place, collection, max_tokens, documents, enough))
     process.start()
     assert enough.wait(120)
     process.kill()
     process.join()
-    with opened(place, collection) as again:
+    with opened(place, collection, max_tokens) as again:
         there = len(again)
         report = again.add(documents, on_too_long="truncate")
         assert 10 <= there < N
@@ -70,7 +78,7 @@ def test_thirty_real_documents(kind: str, tmp_path: Path, qdrant_url: str, colle
         assert again.search(wanted.title or "", 3, mode="lexical")[0].id == wanted.id
         assert wanted.id in [hit.id for hit in again.search(wanted.title or "", 3)]
         hit = again.search(wanted.text[:700], 1, mode="dense")[0]
-        assert hit.id == wanted.id and hit.truncated and hit.passages
+        assert hit.id == wanted.id and hit.truncated == (max_tokens is not None) and hit.passages
         third = {document.id for document in documents[::3]}
         found = {hit.id for hit in again.search("Python", N, filter={"third": True})}
         assert found == third
