@@ -39,12 +39,21 @@ def test_long_convolution_fits_a_hopper_with_next_to_no_spills():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("capability", SHARED_LIMIT)
-@pytest.mark.parametrize(("function", "spilled"), [("long_conv_every_size", 256), ("long_conv_gradients", 4096)])
-def test_long_convolution_of_every_size_compiles(function, spilled, capability):
-    """The gradients at 4,096 points hold three tiles and a sum: spilling is what that costs."""
-    for kernel in resources(LAUNCHES, function, capability):
+def test_long_convolution_of_every_size_fits(capability):
+    for kernel in resources(LAUNCHES, "long_conv_every_size", capability):
         assert kernel.shared <= SHARED_LIMIT[capability], str(kernel)
-        assert kernel.stack <= spilled, str(kernel)
+        assert kernel.stack <= 256, str(kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", SHARED_LIMIT)
+def test_long_convolutions_gradients_fit(capability):
+    """On the chip they hold two rows, the filter and a sum: 4,096 points spill, and on sm_80 2,048 do so badly."""
+    for kernel in resources(LAUNCHES, "long_conv_gradients", capability):
+        assert kernel.shared <= SHARED_LIMIT[capability], str(kernel)
+        large = kernel.constants.get("P", 0) * kernel.constants.get("Q", 0) >= 2048
+        allowed = {80: 10_000, 90: 1_100}[capability] if large else 300
+        assert kernel.stack <= allowed, str(kernel)
 
 
 @pytest.mark.slow

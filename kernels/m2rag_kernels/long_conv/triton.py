@@ -520,7 +520,7 @@ def _gradients(
             _gradients_on_chip[(width,)](
                 u, mask, d_out, gate, spectrum, d_u, d_spectrum, constants.first, constants.twiddle, constants.last,
                 batch, width, length,
-                P=plan.p, Q=plan.q, num_warps=_warps(plan), **OPTIONS,
+                P=plan.p, Q=plan.q, num_warps=8 if plan.p * plan.q >= 2048 else 4, num_stages=1, **OPTIONS,
             )  # fmt: skip
         else:
             programs = _programs(width, u.device)
