@@ -11,6 +11,7 @@ import numpy as np
 from m2rag._optional import require
 from m2rag.errors import NonFiniteError
 from m2rag.evaluation.metrics import order
+from m2rag.fusion import fuse
 from m2rag.results import EmbeddingResult
 
 Scores = dict[str, dict[str, float]]
@@ -132,11 +133,10 @@ class FusionRanker:
         self._rankers = list(rankers)
 
     def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
-        fused: Scores = {query: {} for query in queries}
-        for ranker in self._rankers:
-            for query, scores in ranker.rank(corpus, queries, max(k, 100)).items():
-                for rank, document in enumerate(order(scores), start=1):
-                    fused[query][document] = fused[query].get(document, 0.0) + 1 / (60 + rank)
+        runs = [ranker.rank(corpus, queries, max(k, 100)) for ranker in self._rankers]
+        fused: Scores = {
+            query: fuse([order(run.get(query, {})) for run in runs], [1.0] * len(runs)) for query in queries
+        }
         return {query: {i: scores[i] for i in order(scores, k)} for query, scores in fused.items()}
 
 

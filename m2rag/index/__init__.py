@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from m2rag.index.asynchronous import AsyncLongDocumentIndex
 from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Passage
 from m2rag.index.embedding import Embedder
 from m2rag.index.index import LongDocumentIndex, read_info
@@ -10,6 +11,7 @@ from m2rag.index.readers import read_document
 __all__ = [
     "AddProgress",
     "AddReport",
+    "AsyncLongDocumentIndex",
     "Document",
     "Embedder",
     "Failure",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 from pymongo.collection import Collection
 
-from m2rag.errors import InvalidInputError
 from m2rag.index import Embedder, Hit, LongDocumentIndex
 from m2rag.index.hits import HIT_FIELDS, make_hits, unit
 from m2rag.index.index import metadata_filter
 from m2rag.index.ingest import DOC
+from m2rag.index.modes import Mode, check_numbers, checked_mode
 from m2rag.stores import Point, Scalar
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress
@@ -22,8 +22,6 @@ from m2rag_mongodb.options import CollectionOptions, new_collection
 from m2rag_mongodb.searches import READY_SECONDS
 from m2rag_mongodb.server import Blocking, Caller
 from m2rag_mongodb.store import MongoStore
-
-Mode = Literal["hybrid", "dense", "lexical"]
 
 
 class DocumentCollection(LongDocumentIndex):
@@ -145,17 +143,9 @@ class DocumentCollection(LongDocumentIndex):
             IndexNotReadyError: a search index is still being built.
         """
         lexical = self._mongo.options.lexical
-        mode = mode or ("hybrid" if lexical else "dense")
-        if mode not in get_args(Mode):
-            raise InvalidInputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
-        if mode != "dense" and not lexical:
-            raise InvalidInputError(f"{self.location} has no text index: it was made with lexical=None")
-        if k < 1 or n_passages < 0 or min(weights) < 0 or max(weights) == 0 or not 0 <= rescore <= 1:
-            raise InvalidInputError(
-                f"k={k}, n_passages={n_passages}, weights={weights} or rescore={rescore} is out of range"
-            )
-        if rescore and mode != "dense":
-            raise InvalidInputError(f"rescore is for mode='dense', this is mode={mode!r}")
+        no_words = None if lexical else f"{self.location} has no text index: it was made with lexical=None"
+        mode = checked_mode(mode, weights, rescore, no_words=no_words)
+        check_numbers(k, n_passages, rescore)
         conditions: dict[str, Any] = {"filter": metadata_filter(filter), "where": where, "payload": HIT_FIELDS}
         vector = self._query_vector(query)
         if mode == "dense":

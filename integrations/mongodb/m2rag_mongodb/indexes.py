@@ -14,9 +14,10 @@ from pymongo.collection import Collection
 from pymongo.operations import SearchIndexModel
 
 from m2rag.errors import InvalidInputError, StoreError
+from m2rag.index.asynchronous import in_thread
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.errors import DefinitionMismatchError, IndexNotReadyError
-from m2rag_mongodb.server import INDEX_EXISTS, Blocking, Doc, OnLoop, Refused, Server, in_thread
+from m2rag_mongodb.server import INDEX_EXISTS, Blocking, Doc, OnLoop, Refused, Server
 
 logger = logging.getLogger(__name__)
 

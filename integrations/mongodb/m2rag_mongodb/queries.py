@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
-from uuid import UUID
 
 from bson.binary import Binary
 
@@ -16,9 +15,6 @@ CANDIDATES = 20
 """How many times the documents asked for an approximate search looks at; Atlas's documentation advises 20."""
 
 MIN_CANDIDATES, MAX_CANDIDATES = 100, 10_000  # the latter is Atlas's limit
-
-RRF_K = 60
-"""`$rankFusion`'s constant: a document of rank r (from 1) in a ranking of weight w counts w / (RRF_K + r)."""
 
 
 def index_name(what: str) -> str:
@@ -68,12 +64,3 @@ def shown(projection: Doc, score: str) -> Doc:
 def both(one: Doc, other: Mapping[str, Any] | None) -> Doc:
     """Two conditions, both of which must hold."""
     return {"$and": [one, dict(other)]} if one and other else one or dict(other or {})
-
-
-def fuse(rankings: Sequence[Sequence[UUID]], weights: Sequence[float]) -> dict[UUID, float]:
-    """Scores as `$rankFusion` gives them, best first; among equals the first ranking's order holds."""
-    scores: dict[UUID, float] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for rank, id in enumerate(ranking, start=1):
-            scores[id] = scores.get(id, 0.0) + weight / (RRF_K + rank)
-    return dict(sorted(scores.items(), key=lambda item: -item[1]))

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import threading
-from collections.abc import Callable
-from contextvars import ContextVar
-from typing import Any, ParamSpec, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias
 
 from bson.codec_options import CodecOptions
 from pymongo import ReadPreference, WriteConcern
@@ -24,12 +21,11 @@ from pymongo.errors import (
 )
 
 from m2rag.errors import StoreError
+from m2rag.index.asynchronous import on_loop
 from m2rag.stores.retry import Patience, Transient
 from m2rag_mongodb.errors import SearchUnavailableError
 
 Doc: TypeAlias = "dict[str, Any]"
-P = ParamSpec("P")
-T = TypeVar("T")
 
 DUPLICATE_KEY = 11000
 UNKNOWN_STAGE = 40324
@@ -91,13 +87,6 @@ class Blocking:
         return list(answer) if listed else answer
 
 
-_cancelled: ContextVar[threading.Event] = ContextVar("_cancelled")
-
-
-class Stopped(Exception):
-    """Ends the thread of a call that was cancelled; nobody is left to see it."""
-
-
 class OnLoop:
     """The methods of an `AsyncMongoClient`'s database, for worker threads of the event loop it lives in."""
 
@@ -112,8 +101,6 @@ class OnLoop:
 
     def __call__(self, collection: str | None, method: str, *args: Any, listed: bool = False, **options: Any) -> Any:
         """See `Caller`."""
-        if _cancelled.get().is_set():
-            raise Stopped
         target: Any = self._database if collection is None else self._database[collection]
 
         async def request() -> Any:
@@ -122,20 +109,7 @@ class OnLoop:
                 answer = await answer
             return await answer.to_list() if listed else answer
 
-        return asyncio.run_coroutine_threadsafe(request(), self._loop).result()
-
-
-async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Run a call in a worker thread; if the caller is cancelled, the call ends before its next request."""
-    cancelled = threading.Event()
-    token = _cancelled.set(cancelled)
-    try:
-        return await asyncio.to_thread(call, *args, **kwargs)  # which takes the context variable along
-    except asyncio.CancelledError:
-        cancelled.set()
-        raise
-    finally:
-        _cancelled.reset(token)
+        return on_loop(self._loop, request)
 
 
 class Server:

@@ -14,13 +14,14 @@ from pymongo import InsertOne, ReplaceOne
 from pymongo.errors import BulkWriteError
 
 from m2rag.errors import IndexMismatchError, IndexNotFoundError, InvalidInputError, StoreError
+from m2rag.fusion import fuse
 from m2rag.stores import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
 from m2rag.stores.qdrant import check_points
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress, SearchIndex, TextIndex, VectorIndex, make_index
 from m2rag_mongodb.layout import FILTERS, MANIFEST_ID, OURS, Packed, pack, stored_vector, to_filter, vector_path
 from m2rag_mongodb.parts import Parts
-from m2rag_mongodb.queries import SCORE, both, fuse, fusion_stage, index_name, shown, text_stages, vector_stage
+from m2rag_mongodb.queries import SCORE, both, fusion_stage, index_name, shown, text_stages, vector_stage
 from m2rag_mongodb.record import StoreOptions, create_record, find_record, read_manifest
 from m2rag_mongodb.searches import READY_SECONDS, Searches
 from m2rag_mongodb.server import DUPLICATE_KEY, UNKNOWN_STAGE, Caller, Doc, Refused, Server

@@ -5,25 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 from uuid import UUID
 
 import numpy as np
 from qdrant_client import QdrantClient
 
-from m2rag.errors import InvalidInputError
+from m2rag.fusion import fuse
 from m2rag.index import Embedder, Hit, LongDocumentIndex
 from m2rag.index.hits import HIT_FIELDS, make_hits, unit
 from m2rag.index.index import metadata_filter
 from m2rag.index.ingest import DOC, LEXICAL
+from m2rag.index.modes import Mode, check_numbers, checked_mode
 from m2rag.stores import EdgeStore, Point, Scalar, VectorStore, without_secrets
 from m2rag.stores.lexical import Bm25
 from m2rag.stores.qdrant_server import QdrantServerStore
 from m2rag.stores.retry import Patience
 from m2rag_qdrant.options import CollectionOptions, new_collection
-from m2rag_qdrant.query import fuse
-
-Mode = Literal["hybrid", "dense", "lexical"]
 
 
 class DocumentCollection(LongDocumentIndex):
@@ -138,17 +136,11 @@ class DocumentCollection(LongDocumentIndex):
                 BM25 vectors and the collection has none.
             IndexMismatchError: the collection is not the embedder's.
         """
-        mode = mode or ("dense" if self._bm25 is None else "hybrid")
-        if mode not in get_args(Mode):
-            raise InvalidInputError(f"mode must be one of {', '.join(get_args(Mode))}, not {mode!r}")
-        if mode == "dense":
+        no_words = None if self._bm25 else f"{self.location} has no BM25 vectors: it was made with lexical=None"
+        mode = checked_mode(mode, weights, rescore, no_words=no_words)
+        if mode == "dense" or self._bm25 is None:
             return super().search(query, k, filter=filter, passages=passages, n_passages=n_passages, rescore=rescore)
-        if self._bm25 is None:
-            raise InvalidInputError(f"{self.location} has no BM25 vectors: it was made with lexical=None")
-        if k < 1 or n_passages < 0 or min(weights) < 0 or max(weights) == 0:
-            raise InvalidInputError(f"k={k}, n_passages={n_passages} or weights={weights} is out of range")
-        if rescore:
-            raise InvalidInputError(f"rescore is for mode='dense', this is mode={mode!r}")
+        check_numbers(k, n_passages, rescore)
         where = metadata_filter(filter)
         vector = self._query_vector(query)
         depth = k if mode == "lexical" else max(100, 3 * k)

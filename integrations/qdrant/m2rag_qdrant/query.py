@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from qdrant_client import models
 
 from m2rag.errors import InvalidInputError
+from m2rag.fusion import RRF_K
 from m2rag.index import Embedder
 from m2rag.index.hits import HIT_FIELDS
 from m2rag.index.index import metadata_filter
@@ -17,11 +18,6 @@ from m2rag.stores import Scalar
 from m2rag.stores.lexical import Bm25
 from m2rag.stores.qdrant import OVERSAMPLING
 from m2rag.stores.qdrant_server import to_filter, to_vector
-
-RRF_K = 60
-"""A document of rank r (from 1) in a ranking of weight w counts w / (RRF_K + r)."""
-
-Id = TypeVar("Id", bound=Hashable)
 
 
 def hybrid_query(
@@ -78,12 +74,3 @@ def hybrid_query(
     # One query vector against the many of a document: a multivector query of one row.
     best_passage = {"prefetch": [fused], "query": to_vector(dense[None, :]), "using": PASSAGES}
     return {**best_passage, "limit": limit, "with_payload": shown}
-
-
-def fuse(rankings: Sequence[Sequence[Id]], weights: Sequence[float]) -> dict[Id, float]:
-    """Scores by weighted reciprocal rank fusion, best first; among equals the first ranking's order holds."""
-    scores: dict[Id, float] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for rank, id in enumerate(ranking, start=1):
-            scores[id] = scores.get(id, 0.0) + weight / (RRF_K + rank)
-    return dict(sorted(scores.items(), key=lambda item: -item[1]))

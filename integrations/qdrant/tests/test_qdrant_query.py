@@ -11,7 +11,6 @@ from test_qdrant_collection import DOCUMENTS
 
 from m2rag.errors import InvalidInputError
 from m2rag_qdrant import DocumentCollection, hybrid_query
-from m2rag_qdrant.query import fuse
 
 QUERY = "w7 w11 w3 only3"
 
@@ -64,12 +63,3 @@ def test_bad_arguments() -> None:
     for arguments in ({"limit": 0}, {"limit": 10, "depth": 5}, {"language": "klingon"}, {"filter": {"a": []}}):
         with pytest.raises(InvalidInputError):
             hybrid_query("w7", HashEmbedder(), **arguments)
-
-
-def test_fusion() -> None:
-    assert fuse([["a", "b", "c"], ["c", "d"]], (1, 1)) == pytest.approx(
-        {"c": 1 / 63 + 1 / 61, "a": 1 / 61, "b": 1 / 62, "d": 1 / 62}
-    )
-    assert list(fuse([["a", "b", "c"], ["c", "d"]], (1, 1))) == ["c", "a", "b", "d"]
-    assert list(fuse([["a", "b"], ["b", "a"]], (1, 2))) == ["b", "a"]
-    assert fuse([[], []], (1, 1)) == {}

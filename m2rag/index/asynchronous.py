@@ -1,0 +1,144 @@
+"""An index with `await`, without a second implementation.
+
+The steps run in a worker thread, where embedding belongs anyway. A store on an asynchronous client hands each of its
+requests to the event loop the caller lives in (`on_loop`); the thread waits for the answer, the loop does not. So one
+code plans, embeds, writes and retries for both kinds of client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from contextvars import ContextVar
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from m2rag.index.documents import AddProgress, AddReport, Document, Hit
+from m2rag.index.index import BATCH_TOKENS, LongDocumentIndex
+from m2rag.index.sources import Source
+from m2rag.stores import Scalar
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Index = TypeVar("Index", bound=LongDocumentIndex)
+Opened = TypeVar("Opened", bound="AsyncLongDocumentIndex[Any]")
+
+_cancelled: ContextVar[threading.Event] = ContextVar("_cancelled")
+
+
+class CallCancelledError(Exception):
+    """Ends the thread of a call that was cancelled; nobody is left to see it."""
+
+
+async def in_thread(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Run a call in a worker thread; if the caller is cancelled, the call ends before its next `on_loop`."""
+    cancelled = threading.Event()
+    token = _cancelled.set(cancelled)
+    try:
+        return await asyncio.to_thread(call, *args, **kwargs)  # takes the context variable along
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
+    finally:
+        _cancelled.reset(token)
+
+
+def on_loop(loop: asyncio.AbstractEventLoop, request: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """The answer to a request that is made in an event loop; for threads of `in_thread`, which wait for it.
+
+    Raises:
+        CallCancelledError: the caller was cancelled; the request is not made.
+    """
+    if _cancelled.get().is_set():
+        raise CallCancelledError
+    return asyncio.run_coroutine_threadsafe(request(), loop).result()
+
+
+class AsyncLongDocumentIndex(Generic[Index]):
+    """`LongDocumentIndex` with `await`; see there for what the methods do, take and raise.
+
+    The event loop stays free meanwhile. What was stored by a call that is cancelled stays stored. Use it from the event
+    loop it was made in.
+
+    Args:
+        index: what does the work.
+    """
+
+    def __init__(self, index: Index) -> None:
+        self._index = index
+
+    async def __aenter__(self: Opened) -> Opened:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    @property
+    def location(self) -> str:
+        """See `LongDocumentIndex.location`."""
+        return self._index.location
+
+    async def add(
+        self,
+        documents_or_paths: Source | Iterable[Source],
+        *,
+        on_too_long: str = "window",
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[AddProgress], None] | None = None,
+    ) -> AddReport:
+        """Index documents; see `LongDocumentIndex.add`. `progress` is called in the worker thread."""
+        return await in_thread(
+            self._index.add,
+            documents_or_paths,
+            on_too_long=on_too_long,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+
+    async def search(
+        self,
+        query: str,
+        k: int = 10,
+        *,
+        filter: Mapping[str, Scalar] | None = None,
+        passages: bool = True,
+        n_passages: int = 3,
+        rescore: float = 0.0,
+    ) -> list[Hit]:
+        """The `k` documents that fit a query best; see `LongDocumentIndex.search`."""
+        return await in_thread(
+            self._index.search,
+            query,
+            k,
+            filter=filter,
+            passages=passages,
+            n_passages=n_passages,
+            rescore=rescore,
+        )
+
+    async def delete(self, ids: str | Iterable[str]) -> int:
+        """Remove documents by id; returns how many were there."""
+        return await in_thread(self._index.delete, ids)
+
+    async def get(self, id: str) -> Document | None:
+        """The document with this id, as stored; None if there is none."""
+        return await in_thread(self._index.get, id)
+
+    async def ids(self) -> list[str]:
+        """Ids of all documents, sorted."""
+        return await in_thread(self._index.ids)
+
+    async def count(self) -> int:
+        """Documents in the index."""
+        return await in_thread(self._index.__len__)
+
+    async def info(self) -> dict[str, Any]:
+        """What it holds; see `LongDocumentIndex.info`."""
+        return await in_thread(self._index.info)
+
+    async def close(self) -> None:
+        """Let go of it; a client of the caller's stays open. Closing twice is fine."""
+        await in_thread(self._index.close)
