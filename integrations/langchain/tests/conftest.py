@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 
 import pytest
+from support.adapter_fixtures import no_settings, server
 from support.atlas_fixtures import database, mongod, mongodb, mongodb_uri
-from support.embedding_server import EmbeddingServer, serving
 from support.qdrant_fixtures import collection, collection_url, double, qdrant, qdrant_url
 
 from langchain_m2rag import M2Embeddings
@@ -23,29 +22,14 @@ __all__ = [
     "mongod",
     "mongodb",
     "mongodb_uri",
+    "no_settings",
     "qdrant",
     "qdrant_url",
+    "server",
 ]
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["LANGSMITH_TRACING"] = "false"
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the environment of who runs the tests says is no matter."""
-    for name in ("M2RAG_MODEL", "M2RAG_BASE_URL", "M2RAG_API_KEY", "TOGETHER_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture(scope="session")
 def embeddings() -> M2Embeddings:
     """The bundled checkpoint, in this process."""
     return M2Embeddings()
-
-
-@pytest.fixture
-def server() -> Iterator[EmbeddingServer]:
-    """An OpenAI-style embedding server."""
-    with serving() as running:
-        yield running

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from real_documents import long_documents
+from support.killed import kill_once_done
 
 from langchain_m2rag import M2Embeddings, M2LongDocumentRetriever, M2QdrantVectorStore
 from m2rag.demo import QUESTIONS
 
 EASY = ("Which module reads and writes tables of values with commas between them?", "pep-0305")
 HERE = Path(__file__).parent
-
-
-def kill_after(location: str, n: int, n_done: int) -> None:
-    """Index in another process and kill it once so many documents are stored."""
-    command = [sys.executable, str(HERE / "kill_worker.py"), location, str(n)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    for said in process.stdout:
-        if said.startswith("done") and int(said.split()[1]) >= n_done:
-            break
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
 
 
 @pytest.mark.parametrize(
@@ -44,7 +29,7 @@ def test_index_kill_resume_query_filter_delete(
 ) -> None:
     location = str(tmp_path / "index") if where == "folder" else request.getfixturevalue("collection_url")
     documents = long_documents(n)
-    kill_after(location, n, 2)
+    kill_once_done([str(HERE / "kill_worker.py"), location, str(n)], 2)
 
     state: list[Any] = []
     with M2QdrantVectorStore(location, embeddings) as store:

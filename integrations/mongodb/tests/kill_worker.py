@@ -8,7 +8,7 @@ from typing import Any
 
 from fake_embedder import HashEmbedder
 from pymongo import AsyncMongoClient
-from test_mongodb_collection import DOCUMENTS
+from support.collection_cases import DOCUMENTS
 
 from m2rag.index import LongDocumentIndex
 from m2rag_mongodb import AsyncDocumentCollection, layout

@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from pathlib import Path
 
 import pytest
 from support.atlas_front import AtlasFront
+from support.readme import Readme, contracts_folder, skip_unless_installed
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-
-
-def missing(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is None
-    except ModuleNotFoundError:
-        return True
+README = Readme(Path(__file__).parents[1] / "README.md")
 
 
 def test_the_first_example_is_short() -> None:
     """Beside imports, five lines at most."""
-    assert len([line for line in BLOCKS[0].splitlines() if line and not line.startswith("from")]) <= 5
+    assert len([line for line in README.examples[0].splitlines() if line and not line.startswith("from")]) <= 5
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
+@pytest.mark.parametrize("number", range(len(README.examples)))
 @pytest.mark.filterwarnings("default")  # of the packages of others; and an example closes no client
 def test_readme(
     number: int,
@@ -34,16 +25,10 @@ def test_readme(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code = BLOCKS[number]
-    for module in re.findall(r"^from (\S+) import", code, re.M):
-        if missing(module):
-            pytest.skip(f"{module} is not installed")
+    code = README.examples[number]
+    skip_unless_installed(code)
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "path" / "to" / "folder"
-    folder.mkdir(parents=True)
-    (folder / "contract.txt").write_text("The seller is liable if goods arrive late. Payment is due in May.")
-    (folder / "recipe.txt").write_text("Bake the bread slowly and salt the soup.")
-    assert "mongodb://localhost:27017" in code
-    exec(compile(code.replace("mongodb://localhost:27017", front.uri), str(README), "exec"), {"__name__": "readme"})
+    contracts_folder(tmp_path)
+    README.run(code, **{"mongodb://localhost:27017": front.uri})
     said = capsys.readouterr().out
     assert "liable" in said or "contract.txt" in said or "document" in said or "status='READY'" in said

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +16,8 @@ from fake_embedder import HashEmbedder
 from pymongo import MongoClient
 from pymongo.database import Database
 from support.atlas_front import AtlasFront
-from test_mongodb_collection import DOCUMENTS, document
+from support.collection_cases import DOCUMENTS, document
+from support.killed import kill_once_done
 
 from m2rag.errors import StoreError
 from m2rag_mongodb import CollectionOptions, DocumentCollection, layout, parts
@@ -43,22 +41,8 @@ def test_killed_and_run_again(
     paths = os.pathsep.join([str(WORKER.parent), *sys.path])
     there = 0
     for moment in (4, 11):
-        process = subprocess.Popen(
-            [sys.executable, str(WORKER), kind, base, options, database.name],
-            stdout=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "PYTHONPATH": paths},
-        )
-        assert process.stdout is not None
-        done = 0
-        for said in process.stdout:
-            done = int(said.split()[1])
-            if done >= moment:
-                break
-        time.sleep(0.012)
-        process.kill()
-        process.communicate()
-        assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
+        script = [str(WORKER), kind, base, options, database.name]
+        done = kill_once_done(script, moment, env={**os.environ, "PYTHONPATH": paths}, after=0.012)
         before, there = there, database["docs"].count_documents({"_id": {"$ne": "m2rag"}})
         assert max(done, before) <= there < N, "what was counted as done got lost"
     embedder = HashEmbedder()

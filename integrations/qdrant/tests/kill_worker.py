@@ -8,7 +8,7 @@ from typing import Any
 
 from fake_embedder import HashEmbedder
 from qdrant_client import AsyncQdrantClient, QdrantClient
-from test_qdrant_collection import DOCUMENTS
+from support.collection_cases import DOCUMENTS
 
 from m2rag_qdrant import AsyncDocumentCollection, DocumentCollection
 

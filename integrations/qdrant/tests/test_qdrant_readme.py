@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
-import re
 from pathlib import Path
 
 import pytest
 from support.qdrant_server import QdrantTestServer
+from support.readme import Readme, contracts_folder, skip_unless_installed
 
-README = Path(__file__).parents[1] / "README.md"
-BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
-
-
-def missing(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is None
-    except ModuleNotFoundError:
-        return True
+README = Readme(Path(__file__).parents[1] / "README.md")
 
 
-@pytest.mark.parametrize("number", range(len(BLOCKS)))
+@pytest.mark.parametrize("number", range(len(README.examples)))
 @pytest.mark.filterwarnings("default")  # of the packages of others
 def test_readme(
     number: int,
@@ -29,16 +20,10 @@ def test_readme(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    code = BLOCKS[number]
-    needed = re.findall(r"^from (\S+) import", code, re.M)
-    for module in needed:
-        if missing(module):
-            pytest.skip(f"{module} is not installed")
+    code = README.examples[number]
+    skip_unless_installed(code)
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "path" / "to" / "folder"
-    folder.mkdir(parents=True)
-    (folder / "contract.txt").write_text("The seller is liable if goods arrive late. Payment is due in May.")
-    (folder / "recipe.txt").write_text("Bake the bread slowly and salt the soup.")
+    folder = contracts_folder(tmp_path)
     if '"papers"' in code and ".add(" not in code:
         from qdrant_client import QdrantClient
 
@@ -46,6 +31,6 @@ def test_readme(
         from m2rag_qdrant import DocumentCollection
 
         DocumentCollection.on_server(QdrantClient(double.url), "papers", M2Embedder()).add(folder)
-    exec(compile(code.replace("http://localhost:6333", double.url), str(README), "exec"), {"__name__": "readme"})
+    README.run(code.replace("http://localhost:6333", double.url))
     said = capsys.readouterr().out
     assert "liable" in said or "contract.txt" in said or "document" in said

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
-import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +13,9 @@ import numpy as np
 import pytest
 from fake_embedder import HashEmbedder
 from qdrant_client import AsyncQdrantClient, QdrantClient, models
+from support.collection_cases import DOCUMENTS, document
+from support.killed import kill_once_done
 from support.qdrant_server import QdrantTestServer
-from test_qdrant_collection import DOCUMENTS, document
 
 from m2rag.errors import StoreError
 from m2rag.index.documents import point_id
@@ -39,22 +37,8 @@ def test_killed_and_run_again(
 
     place = str(tmp_path / "folder") if kind == "folder" else qdrant_url
     paths = os.pathsep.join([str(WORKER.parent), *sys.path])
-    process = subprocess.Popen(
-        [sys.executable, str(WORKER), kind, place, collection],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": paths},
-    )
-    assert process.stdout is not None
-    done = 0
-    for said in process.stdout:
-        done = int(said.split()[1])
-        if done >= 7:
-            break
-    time.sleep(0.02)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL, "it was over before it was killed"
+    environment = {**os.environ, "PYTHONPATH": paths}
+    done = kill_once_done([str(WORKER), kind, place, collection], 7, env=environment, after=0.02)
     embedder = HashEmbedder()
     with opened(embedder) as again:
         there = len(again)
