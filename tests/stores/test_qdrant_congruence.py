@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 from support.qdrant_fixtures import new_collection
+from support.store_cases import DIMENSION, FILTERS, RNG, assert_same, metadata, unit
 
 from m2rag.errors import IndexNotFoundError, InvalidInputError, StoreError
 from m2rag.stores import Manifest, Point, Schema, SparseVector, VectorSpec, VectorStore, open_store
 
-DIMENSION = 16
 MANIFEST = Manifest("fake:16", DIMENSION, "2025-01-01T00:00:00+00:00", "0.1.0", model="fake", lexical="english")
 SCHEMA = Schema(
     (
@@ -27,33 +27,17 @@ SCHEMA = Schema(
     sparse=("lexical",),
 )
 Pair: TypeAlias = "tuple[VectorStore, VectorStore]"
-RNG = np.random.default_rng(0)
-
-
-def unit(*shape: int) -> np.ndarray:
-    vectors = RNG.normal(size=(*shape, DIMENSION)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def points(n: int) -> list[Point]:
     made = []
     for i in range(n):
         words = np.sort(RNG.choice(50, size=5, replace=False))
-        metadata = {
-            "number": i % 4,
-            "float": i / 2,
-            "flag": i % 2 == 0,
-            "kind": f".k{i % 3}",
-            "tags": [f"t{i % 5}", "all"],
-            "a.b": {"c d": i},
-            "large": 2**60 + i,
-            "nothing": None,
-        }
         made.append(
             Point(
                 UUID(int=i),
                 {"doc": unit(), "small": unit(), "passages": unit(1 + i % 3)},
-                {"id": f"d{i}", "n_tokens": i % 7, "text": f"Größe {i} \U0001f600\n" * 3, "metadata": metadata},
+                {"id": f"d{i}", "n_tokens": i % 7, "text": f"Größe {i} \U0001f600\n" * 3, "metadata": metadata(i)},
                 sparse={"lexical": SparseVector(words, RNG.random(5, dtype=np.float32))},
             )
         )
@@ -109,30 +93,13 @@ def on_both(stores: Pair, call: Callable[[VectorStore], Any]) -> Any:
         except (StoreError, InvalidInputError) as error:
             answers.append((type(error), str(error).replace(store.location, "HERE")))
     edge, server = answers
-    assert_same(edge, server)
+    assert_answers(edge, server)
     return edge
 
 
-def assert_same(edge: Any, server: Any) -> None:
-    assert type(edge) is type(server)
-    if isinstance(edge, list):
-        assert len(edge) == len(server)
-        for one, other in zip(edge, server, strict=True):
-            assert_same(one, other)
-    elif isinstance(edge, dict):
-        assert edge.keys() == server.keys()
-        for key, one in edge.items():
-            assert_same(one, server[key])
-    elif isinstance(edge, Point):
-        assert (edge.id, edge.payload) == (server.id, server.payload)
-        assert edge.score == pytest.approx(server.score, abs=1e-4)  # passages are rounded, see below
-        assert edge.vectors.keys() == server.vectors.keys()
-        for name, vector in edge.vectors.items():
-            assert vector.dtype == server.vectors[name].dtype == np.float32
-            # Passages are kept in 16 bits: a number in the middle between two may be rounded to either.
-            np.testing.assert_allclose(vector, server.vectors[name], atol=5e-4 if name == "passages" else 1e-6)
-    else:
-        assert edge == server
+def assert_answers(edge: Any, server: Any) -> None:
+    # Passages are kept in 16 bits: a number in the middle between two may be rounded to either.
+    assert_same(edge, server, score_atol=1e-4, vector_atol={"doc": 1e-6, "small": 1e-6, "passages": 5e-4})
 
 
 def test_a_new_collection_opened_again(own: Pair) -> None:
@@ -203,23 +170,7 @@ def test_query_by_sparse_vector(filled: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "n"),
-    [
-        ("number", 3, 10),
-        ("number", 3.0, 10),
-        ("number", "3", 0),
-        ("number", True, 0),
-        ("float", 2.5, 1),
-        ("float", 3, 1),
-        ("flag", True, 20),
-        ("flag", False, 20),
-        ("flag", 1, 0),
-        ("kind", ".k1", 13),
-        ("tags", "t4", 8),
-        ("tags", "all", 40),
-        ("large", 2**60 + 7, 1),
-        ("nothing", "None", 0),
-        ("absent", 1, 0),
-    ],
+    FILTERS,
 )
 def test_filters(filled: Pair, field: str, value: Any, n: int) -> None:
     where = {("metadata", field): value}
@@ -283,7 +234,7 @@ def test_maintenance_changes_nothing(filled: Pair) -> None:
     for store in filled:
         store.flush()
         store.optimize()
-    assert_same(before, on_both(filled, lambda store: store.query("doc", POINTS[0].vectors["doc"], limit=40)))
+    assert_answers(before, on_both(filled, lambda store: store.query("doc", POINTS[0].vectors["doc"], limit=40)))
 
 
 def test_closed(own: Pair) -> None:

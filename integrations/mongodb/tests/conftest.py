@@ -20,7 +20,7 @@ from m2rag_mongodb import AsyncDocumentCollection, CollectionOptions, DocumentCo
 if not os.environ.get("MONGODB_URI"):  # a real cluster is many hosts, found by name
     from support.network import no_network  # noqa: F401
 
-pytest.register_assert_rewrite("support.collection_cases")  # its asserts show their values, as a test file's
+pytest.register_assert_rewrite("support.collection_cases", "support.store_cases")  # asserts that show their values
 
 __all__ = ["database", "front", "mongod", "mongodb", "mongodb_uri", "loop"]
 

@@ -17,6 +17,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from support.atlas_front import AtlasFront
 from support.fake_time import FakeTime
+from support.store_cases import DIMENSION, FILTERS, assert_same, metadata, unit
 
 from m2rag.errors import (
     IndexMismatchError,
@@ -39,34 +40,17 @@ from m2rag_mongodb import (
 )
 from m2rag_mongodb.server import Blocking
 
-DIMENSION = 16
 MANIFEST = Manifest("fake:16", DIMENSION, "2025-01-01T00:00:00+00:00", "0.1.0", model="fake")
 SCHEMA = Schema(
     (VectorSpec("doc", DIMENSION), VectorSpec("passages", DIMENSION, multi=True, searched=False)),
     {"id": "keyword", "n_tokens": "integer"},
 )
 NEW = (MANIFEST, SCHEMA)
-RNG = np.random.default_rng(0)
-
-
-def unit(*shape: int) -> np.ndarray:
-    vectors = RNG.normal(size=(*shape, DIMENSION)).astype(np.float32)
-    return vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
 
 
 def made(i: int, **payload: Any) -> Point:
-    metadata = {
-        "number": i % 4,
-        "float": i / 2,
-        "flag": i % 2 == 0,
-        "kind": f".k{i % 3}",
-        "tags": [f"t{i % 5}", "all"],
-        "a.b": {"c d": i},
-        "$dollar": {"": i},
-        "large": 2**60 + i,
-        "nothing": None,
-    }
-    given = {"id": f"d{i}", "n_tokens": i % 7, "text": f"Größe {i} \U0001f600\0\n" * 3, "metadata": metadata, **payload}
+    own = {**metadata(i), "$dollar": {"": i}}
+    given = {"id": f"d{i}", "n_tokens": i % 7, "text": f"Größe {i} \U0001f600\0\n" * 3, "metadata": own, **payload}
     return Point(UUID(int=i), {"doc": unit(), "passages": unit(1 + i % 3)}, given)
 
 
@@ -111,29 +95,8 @@ def on_both(stores: Pair, call: Callable[[VectorStore], Any]) -> Any:
             answers.append(call(one))
         except (StoreError, InvalidInputError) as error:
             answers.append(type(error))
-    assert_same(*answers)
+    assert_same(*answers, score_atol=1e-6, vector_atol={"doc": 1e-3, "passages": 1e-3})
     return answers[1]
-
-
-def assert_same(edge: Any, mongo: Any) -> None:
-    assert type(edge) is type(mongo)
-    if isinstance(edge, list):
-        assert len(edge) == len(mongo)
-        for one, other in zip(edge, mongo, strict=True):
-            assert_same(one, other)
-    elif isinstance(edge, dict):
-        assert edge.keys() == mongo.keys()
-        for key, one in edge.items():
-            assert_same(one, mongo[key])
-    elif isinstance(edge, Point):
-        assert (edge.id, edge.payload) == (mongo.id, mongo.payload)
-        assert edge.score == pytest.approx(mongo.score, abs=1e-6)
-        assert edge.vectors.keys() == mongo.vectors.keys()
-        for name, vector in edge.vectors.items():
-            assert vector.dtype == mongo.vectors[name].dtype == np.float32
-            np.testing.assert_allclose(vector, mongo.vectors[name], atol=1e-3)
-    else:
-        assert edge == mongo
 
 
 # As Qdrant Edge
@@ -179,22 +142,7 @@ def test_query(filled: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "n"),
-    [
-        ("number", 3, 10),
-        ("number", 3.0, 10),
-        ("number", "3", 0),
-        ("number", True, 0),
-        ("float", 2.5, 1),
-        ("float", 3, 1),
-        ("flag", True, 20),
-        ("flag", 1, 0),
-        ("kind", ".k1", 13),
-        ("tags", "t4", 8),
-        ("tags", "all", 40),
-        ("large", 2**60 + 7, 1),
-        ("nothing", "None", 0),
-        ("absent", 1, 0),
-    ],
+    FILTERS,
 )
 def test_filters(filled: Pair, field: str, value: Any, n: int) -> None:
     where = {("metadata", field): value}

@@ -17,7 +17,7 @@ from support.qdrant_fixtures import collection, collection_url, double, qdrant, 
 from m2rag.stores.retry import Patience
 from m2rag_qdrant import AsyncDocumentCollection, DocumentCollection
 
-pytest.register_assert_rewrite("support.collection_cases")  # its asserts show their values, as a test file's
+pytest.register_assert_rewrite("support.collection_cases")  # asserts that show their values
 
 __all__ = ["collection", "collection_url", "double", "no_network", "qdrant", "qdrant_url", "loop"]
 
