@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import TYPE_CHECKING
+from types import FunctionType
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 if TYPE_CHECKING:
@@ -11,7 +12,19 @@ if TYPE_CHECKING:
 
 
 class M2RagError(Exception):
-    """Base of all errors raised on purpose by this library."""
+    """Base of all errors raised on purpose by this library. They survive pickling, as other processes send them."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if not isinstance(type(self).__init__, FunctionType):
+            return super().__reduce__()  # type: ignore[return-value]
+        # That would give the message to a constructor of our own, which takes other things.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(kind: type[M2RagError], args: tuple[Any, ...], attributes: dict[str, Any]) -> M2RagError:
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class InvalidInputError(M2RagError, ValueError):

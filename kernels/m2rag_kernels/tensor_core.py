@@ -10,13 +10,13 @@ import os
 import triton
 import triton.language as tl
 
-_INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
 
 
 @triton.jit
 def dot(a, b, acc=None):
     """a @ b (+ acc) with fp32 sums; fp32 operands are not rounded to TF32 on their way in."""
-    if _INTERPRETED:
+    if INTERPRETED:
         # The interpreter multiplies bf16 operands as if their bits were integers.
         a = a.to(tl.float32)
         b = b.to(tl.float32)
@@ -26,7 +26,7 @@ def dot(a, b, acc=None):
 @triton.jit
 def rounded(x, dtype: tl.constexpr):
     """fp32 values in another dtype, to nearest."""
-    if _INTERPRETED:
+    if INTERPRETED:
         if dtype == tl.bfloat16:
             # The interpreter cuts bits off: carry into the ones that stay.
             bits = x.to(tl.int32, bitcast=True)

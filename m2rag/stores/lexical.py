@@ -13,9 +13,8 @@ class Bm25:
     """BM25's part of a document and of a query: stemmed words without stop words, hashed to 32 bits.
 
     The numbers of a document saturate with a word's count and shrink with the document's length, as BM25 has it with
-    k1 = 1.2, b = 0.75 and an average length of 256 words. That constant is short for long documents on purpose: it
-    makes length count less, which ranked long documents better than their true average did. The factor for a word's
-    rarity is the store's: it knows the collection (`Schema.sparse`).
+    k1 = 1.2, b = 0.75 and the engine's default average length of 256 words. The factor for a word's rarity is the
+    store's: it knows the collection (`Schema.sparse`).
 
     Args:
         language: of stemmer and stop words, in English ("english", "german", ...).

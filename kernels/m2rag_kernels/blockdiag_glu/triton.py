@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from m2rag_kernels.dispatch import needs_grad
 from m2rag_kernels.launch import OPTIONS, capability, on_device_of, unsupported_dtype
-from m2rag_kernels.tensor_core import _INTERPRETED, dot, rounded
+from m2rag_kernels.tensor_core import INTERPRETED, dot, rounded
 
 # Widest block of channels whose accumulators fit into registers, and widest row for the LayerNorm.
 MAX_BLOCK_WIDTH = 512
@@ -59,7 +59,7 @@ def _load_block(
 @triton.jit
 def _fast(x, instruction: tl.constexpr, precise):
     """One instruction of the special function unit; without the tests for denormals that Triton puts around it."""
-    if _INTERPRETED:
+    if INTERPRETED:
         return precise
     return tl.inline_asm_elementwise(instruction, "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
 
