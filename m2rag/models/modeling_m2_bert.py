@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOutput, SequenceClassifierOutput
 
 from m2rag.errors import InputTooLongError, InvalidInputError
@@ -388,7 +389,9 @@ class M2BertMLP(nn.Module):
         return blockdiag_glu(x, w_in, w_out, self.out_bias, norm.weight, norm.bias, norm.eps, dropout, kernels=kernels)
 
 
-class M2BertLayer(nn.Module):
+class M2BertLayer(GradientCheckpointingLayer):
+    """Mixer, then MLP: (B, L, D) -> (B, L, D); what gradient checkpointing keeps the input of and computes again."""
+
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
         self.mixer = M2BertMixer(config)
@@ -419,6 +422,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
     config_class = M2BertConfig
     base_model_prefix = "bert"
     _no_split_modules = ["M2BertLayer"]
+    supports_gradient_checkpointing = True
     # The filters' positional features need fp32 whatever the rest runs in.
     _keep_in_fp32_modules_strict = ["filter", "residual_filter"]
 

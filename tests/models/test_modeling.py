@@ -286,6 +286,41 @@ def test_gradients_reach_every_parameter(cls, kind):
         assert parameter.grad.abs().max() > 0, name
 
 
+@pytest.mark.parametrize("kernels", ["naive", "train"])
+@pytest.mark.parametrize("kind", ["published", "mini", "additions"])
+def test_gradient_checkpointing_changes_memory_only(kind, kernels):
+    """The same loss and gradients, dropout included, from layers that are computed twice; nothing at inference."""
+    model = make(M2BertForMaskedLM, **KINDS[kind], hidden_dropout_prob=0.2).train()
+    model.kernels = kernels
+    input_ids, mask = ids(40, 23, width=40)
+
+    def loss_and_gradients() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        torch.manual_seed(5)
+        model.zero_grad()
+        loss = model(input_ids, mask, labels=input_ids).loss
+        loss.backward()
+        return loss, {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    loss, gradients = loss_and_gradients()
+    # transformers gives it a new name in one of the releases we take.
+    getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+    calls = [0] * len(model.bert.layers)
+    for number, layer in enumerate(model.bert.layers):
+        layer.mixer.register_forward_pre_hook(lambda *_, n=number: calls.__setitem__(n, calls[n] + 1))
+    again, same_gradients = loss_and_gradients()
+    assert calls == [2, 2]
+    torch.testing.assert_close(again, loss, rtol=0, atol=0)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(
+            same_gradients[name], gradient, rtol=1e-6, atol=1e-7, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+    calls[:] = [0, 0]
+    model.kernels = "auto"
+    pooled(model.bert.eval(), input_ids, mask)
+    assert calls == [1, 1]
+
+
 def test_dropout_acts_in_training_only():
     model = make(hidden_dropout_prob=0.5, hyena_training_additions=True)
     input_ids, _ = ids(20)
