@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
 from typing import Annotated, Any
 
 import typer
@@ -15,8 +17,25 @@ from m2rag.errors import M2RagError
 logger = logging.getLogger(__name__)
 
 
+# Functions that other packages add as commands; this one imports none of them.
+ENTRY_POINTS = "m2rag.commands"
+
+
 class _Commands(TyperGroup):
-    """A library error is one message and exit code 1, Ctrl-C is 130; anything else is a bug and shows itself."""
+    """A library error is one message and exit code 1, Ctrl-C is 130; anything else is a bug and shows itself.
+
+    Commands of other packages are loaded when they are called or listed, so that one which cannot be imported stops
+    nothing but itself.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        own = super().list_commands(ctx)
+        return own + sorted(entry_points(group=ENTRY_POINTS).names - set(own))
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        own = super().get_command(ctx, cmd_name)
+        found = tuple(entry_points(group=ENTRY_POINTS, name=cmd_name))
+        return own if own is not None or not found else _command(found[0])
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -29,6 +48,29 @@ class _Commands(TyperGroup):
         except KeyboardInterrupt as interrupt:
             note("Stopped.")
             raise typer.Exit(INTERRUPTED) from interrupt
+
+
+def _command(entry: EntryPoint) -> Any:
+    """The command behind an entry point; one that cannot be loaded says so when it is called."""
+    settings = {}
+    try:
+        function = entry.load()
+    # The code of another package runs here, and may raise anything.
+    except Exception as error:
+        function = _unavailable(entry, error)
+        settings = {"ignore_unknown_options": True, "allow_extra_args": True}
+    single = typer.Typer(add_completion=False, rich_markup_mode="markdown", pretty_exceptions_enable=False)
+    single.command(entry.name, context_settings=settings)(function)
+    return typer.main.get_command(single)
+
+
+def _unavailable(entry: EntryPoint, cause: Exception) -> Callable[[], None]:
+    def command() -> None:
+        """Not available: its package cannot be loaded."""
+        told = f"{type(cause).__name__}: {cause}"
+        raise M2RagError(f"the command {entry.name!r} ({entry.value}) cannot be loaded: {told}") from cause
+
+    return command
 
 
 app = typer.Typer(

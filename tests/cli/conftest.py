@@ -3,30 +3,18 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from support.logs import logging_as_before
 from tiny_models import saved, sentence
 from typer.testing import CliRunner, Result
 
 from m2rag.cli.app import app
 
 Run = Callable[..., Result]
-
-
-@contextmanager
-def logging_as_before() -> Iterator[None]:
-    """The command sets up the logging of its process; other tests have their own."""
-    loggers = [logging.getLogger(name) for name in (None, "m2rag", "m2rag_kernels", "m2rag.index.ingest")]
-    before = [(logger.level, logger.handlers[:]) for logger in loggers]
-    yield
-    for logger, (level, handlers) in zip(loggers, before, strict=True):
-        logger.setLevel(level)
-        logger.handlers[:] = handlers
 
 
 @pytest.fixture(autouse=True)

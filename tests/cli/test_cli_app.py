@@ -15,7 +15,7 @@ from m2rag.cli.app import app
 from m2rag.cli.snippets import snippet
 from m2rag.errors import MissingDependencyError
 
-COMMANDS = ("demo", "embed", "index", "search", "info", "eval")
+COMMANDS = ("demo", "embed", "index", "search", "info", "eval", "train")
 
 
 def process(*args: object, code: str | None = None, **environment: str) -> subprocess.CompletedProcess[bytes]:
@@ -60,6 +60,41 @@ assert "torch" not in sys.modules
 def test_every_command_has_help_with_an_example(run, command: str) -> None:
     told: Result = run(command, "-h")
     assert told.exit_code == 0 and f"Example: m2rag {command} " in told.stdout
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that sees three commands of another package, of which only one can be loaded."""
+    folder = tmp_path / "packages"
+    (folder / "other-1.0.dist-info").mkdir(parents=True)
+    (folder / "other-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: other\nVersion: 1.0\n")
+    names = ("greet = other_greet:greet", "broken = other_broken:run", "search = other_broken:run")
+    (folder / "other-1.0.dist-info" / "entry_points.txt").write_text("\n".join(["[m2rag.commands]", *names]))
+    (folder / "other_broken.py").write_text("raise RuntimeError('no such device')\n")
+    (folder / "other_greet.py").write_text(
+        "def greet(name: str) -> None:\n    'Say hello.'\n    print('hello', name)\n"
+    )
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_other_packages_add_commands(installed: dict[str, str]) -> None:
+    told = process("greet", "you", **installed)
+    assert (told.returncode, told.stdout) == (0, b"hello you\n"), told.stderr
+
+
+def test_a_command_that_cannot_be_loaded_stops_only_itself(installed: dict[str, str], tmp_path: Path) -> None:
+    listed = process("--help", **installed)
+    assert listed.returncode == 0 and all(f" {command} ".encode() in listed.stdout for command in COMMANDS)
+    assert b"Say hello." in listed.stdout and b"its package cannot be loaded" in listed.stdout
+
+    called = process("broken", "some", "--option=1", **installed)
+    assert called.returncode == 1 and called.stdout == b""
+    message = b"Error: the command 'broken' (other_broken:run) cannot be loaded: RuntimeError: no such device"
+    assert called.stderr.strip() == message
+
+    # The package's own command of a name comes before another's.
+    searched = process("search", "cats", "-i", tmp_path / "nowhere", **installed)
+    assert searched.returncode == 1 and searched.stderr.startswith(b"Error: there is no index")
 
 
 def test_version(run) -> None:

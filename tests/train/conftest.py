@@ -13,8 +13,9 @@ from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from transformers import BertConfig, BertModel
 
-from m2rag_train.recipe import DistillRecipe, load_recipe
-from m2rag_train.teacher import Teacher, build_cache
+from m2rag_train.distillation.recipe import DistillRecipe
+from m2rag_train.distillation.teacher import Teacher, build_cache
+from m2rag_train.recipe import load_recipe
 
 torch.set_num_threads(1)
 

@@ -1,4 +1,4 @@
-"""`python -m m2rag_train`: cache, train in two pieces, export."""
+"""`m2rag train`: a run in two pieces, in this process and as `python -m m2rag_train`; one message for every error."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from click.testing import Result
+from support.logs import logging_as_before
 from tiny_training import TEACHER, recipe_data, write_lines
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
 from transformers import BertConfig, BertModel
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from m2rag import M2Embedder
+from m2rag.cli.app import app
 from m2rag.tokenizer import VOCABULARY
-from m2rag_train.__main__ import app
 
 WIDTH = 8
 
@@ -36,7 +36,8 @@ def in_a_new_process(*arguments: str | Path) -> subprocess.CompletedProcess[str]
 
 def in_this_process(*arguments: str | Path) -> Result:
     """The same without the seconds that a process takes to import everything."""
-    return CliRunner().invoke(app, [*map(str, arguments)])
+    with logging_as_before():
+        return CliRunner().invoke(app, [*map(str, arguments)])
 
 
 @pytest.fixture
@@ -75,29 +76,77 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_from_documents_to_an_embedder(folder: Path) -> None:
-    recipe, run, teacher = folder / "recipe.yaml", folder / "run", folder / "teacher"
-    train = ("train", recipe, "--teacher", teacher, "--run", run)
+    train = (folder / "recipe.yaml", "--run", folder / "run", "--data", folder / "data")
+    train += ("--set", f"teacher.model={folder / 'teacher'}")
 
-    called = in_this_process("cache", recipe, "--data", folder / "data", "--teacher", teacher, "--run", run)
-    assert called.exit_code == 0, called.exception
-    assert [path.name for path in (run / "teacher").iterdir()] == ["shard-000.npz"]
-    called = in_this_process(*train, "--stop-after", "3")
-    assert called.exit_code == 0, called.exception
+    first = in_this_process("train", *train, "--stop-after", "3")
+    assert (first.exit_code, first.stdout) == (0, "")
+    assert "Stopped after 3 steps; the same command goes on." in first.stderr
+    assert not (folder / "run" / "model").exists()
 
+    # The sources are needed no more once the teacher's vectors are there.
+    (folder / "data" / "documents.jsonl").unlink()
     done = in_a_new_process(*train)
     assert done.returncode == 0, done.stderr
-    assert "tiny: steps 3 to 4, 4 documents" in done.stderr
-
-    done = in_a_new_process("export", recipe, "--run", run, "--out", folder / "model")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(folder / "model")
-    vectors = M2Embedder(folder / "model").embed_documents(["a document", "another"]).vectors
+    assert "tiny: steps 3 to 4, 4 documents" in done.stderr, "a run that says nothing looks like one that hangs"
+    assert done.stdout.strip() == str(folder / "run" / "model")
+    vectors = M2Embedder(folder / "run" / "model").embed_documents(["a document", "another"]).vectors
     assert vectors.shape == (2, WIDTH)
 
 
-def test_a_wrong_recipe_is_an_error(folder: Path) -> None:
+def recipe_with(folder: Path, text: str) -> Path:
     recipe = folder / "recipe.yaml"
-    recipe.write_text(recipe.read_text(encoding="utf-8") + "stepz: 3\n", encoding="utf-8")
-    called = in_this_process("export", recipe, "--run", folder, "--out", folder / "model")
-    assert called.exit_code == 1
-    assert str(called.exception).startswith(f"{recipe}: unknown keys stepz")
+    recipe.write_text(recipe.read_text(encoding="utf-8") + text, encoding="utf-8")
+    return recipe
+
+
+def test_an_error_is_one_message(folder: Path) -> None:
+    told = in_a_new_process(recipe_with(folder, "stepz: 3\n"), "--run", folder / "run")
+    assert (told.returncode, told.stdout) == (1, "")
+    assert told.stderr.startswith(f"Error: {folder / 'recipe.yaml'}: unknown keys stepz; known: name,")
+    assert told.stderr.count("\n") == 1
+    assert not (folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("lr=fast", "lr: expected float, found 'fast'"),
+        ("stages.0.steps=0", "steps is 0, must be at least 1"),
+        ("lr", "'lr': expected key=value"),
+        ("sources.0.documents=absent.jsonl", "absent.jsonl: No such file or directory"),
+    ],
+)
+def test_changes_that_cannot_be(folder: Path, change: str, message: str) -> None:
+    told = in_this_process(
+        "train",
+        folder / "recipe.yaml",
+        "--run",
+        folder / "run",
+        "--data",
+        folder,
+        "--set",
+        f"teacher.model={folder / 'teacher'}",
+        "--set",
+        change,
+    )
+    assert told.exit_code == 1
+    assert told.stderr.splitlines()[-1].startswith("Error: ") and message in told.stderr
+
+
+def test_a_run_folder_that_cannot_be_made(folder: Path) -> None:
+    (folder / "file").touch()
+    told = in_this_process("train", folder / "recipe.yaml", "--run", folder / "file" / "run")
+    assert told.exit_code == 1
+    assert told.stderr == f"Error: {folder / 'file' / 'run'}: Not a directory\n"
+
+
+def test_wrong_usage(folder: Path) -> None:
+    assert in_this_process("train").exit_code == 2
+    assert in_this_process("train", folder / "absent.yaml", "--run", folder / "run").exit_code == 2
+    assert in_this_process("train", folder / "recipe.yaml", "--run", folder / "run", "--stop-after", "0").exit_code == 2
+
+
+def test_help_of_the_command() -> None:
+    told = in_this_process("train", "-h")
+    assert told.exit_code == 0 and "Example: m2rag train train/recipes/" in told.stdout

@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 import torch
 from tiny_models import sentence, tiny_model
-from tiny_training import MakeRecipe
 
 from m2rag import M2Embedder
 from m2rag.errors import NonFiniteError
 from m2rag.models import M2BertModel
-from m2rag_train.export import export, save_embedder
-from m2rag_train.recipe import DistillRecipe
+from m2rag_train.export import save_embedder
 
 TEXTS = ["one short text", sentence(200), "Ünïcode, punctuation; and (brackets)!", "a"]
 
@@ -121,25 +119,3 @@ def test_weights_out_of_range_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"layers\.0\.mixer\.out_proj\.bias: not finite as torch\.float16"):
         save_embedder(model, tmp_path / "out")
     assert save_embedder(model, tmp_path / "out", dtype=torch.bfloat16).exists()
-
-
-@pytest.fixture
-def recipe(make_recipe: MakeRecipe, model: M2BertModel) -> DistillRecipe:
-    keys = ("vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size", "long_conv_l_max", "filter")
-    keys += ("max_position_embeddings", "hyena_filter_order", "use_positional_encodings", "padding", "pooling")
-    return make_recipe(model={key: getattr(model.config, key) for key in keys})
-
-
-def test_export_takes_the_saved_state(
-    recipe: DistillRecipe, model: M2BertModel, exported: Path, tmp_path: Path
-) -> None:
-    torch.save({"step": 1, "model": model.state_dict()}, tmp_path / "state.pt")
-    out = export(recipe, tmp_path, tmp_path / "out")
-    assert (out / "model.safetensors").read_bytes() == (exported / "model.safetensors").read_bytes()
-    assert M2Embedder(out).fingerprint == M2Embedder(exported).fingerprint
-
-
-def test_export_without_a_saved_state_says_what_to_do(recipe: DistillRecipe, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"state\.pt: no saved state; train first \(python -m m2rag_train"):
-        export(recipe, tmp_path, tmp_path / "out")
-    assert not (tmp_path / "out").exists()

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from m2rag_train.recipe import DistillRecipe
-from m2rag_train.teacher import Shard
+from m2rag_train.distillation.recipe import DistillRecipe
+from m2rag_train.distillation.teacher import Shard
 
 WIDTH = 16
 SPAN = 6
@@ -29,6 +29,7 @@ def write_lines(path: Path, rows: list[dict[str, Any]]) -> Path:
 
 
 TEACHER = {
+    "model": "teacher",
     "span_tokens": SPAN,
     "max_short_tokens": 8,
     "min_document_tokens": 10,
@@ -42,6 +43,7 @@ MakeRecipe = Callable[..., DistillRecipe]
 def recipe_data(**changes: Any) -> dict[str, Any]:
     """A recipe as YAML holds it; 30 steps in two stages."""
     base: dict[str, Any] = {
+        "kind": "distill",
         "name": "tiny",
         "sources": [
             {"documents": "sectioned.jsonl", "tokens": 10_000},

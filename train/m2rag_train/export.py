@@ -12,32 +12,12 @@ from transformers import BertTokenizer
 from m2rag.errors import NonFiniteError
 from m2rag.models import M2BertConfig, M2BertModel
 from m2rag.tokenizer import VOCABULARY
-from m2rag_train.distill import STATE_FILE
-from m2rag_train.recipe import DistillRecipe
 
 _MODULES = [
     ("", "sentence_transformers.base.modules.transformer.Transformer"),
     ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
     ("2_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
 ]
-
-
-def export(recipe: DistillRecipe, run: Path, out: Path) -> Path:
-    """Export the last saved state of a run.
-
-    Returns:
-        `out`.
-
-    Raises:
-        FileNotFoundError: the run has no saved state.
-    """
-    path = run / STATE_FILE
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no saved state; train first (python -m m2rag_train train ...)")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    model = M2BertModel(recipe.model_config())
-    model.load_state_dict(state["model"])
-    return save_embedder(model, out)
 
 
 def save_embedder(model: M2BertModel, out: Path, *, dtype: torch.dtype = torch.float16) -> Path:

@@ -1,194 +1,175 @@
-"""Recipes: one YAML file says everything about a run; unknown or missing keys are errors that name them."""
+"""Recipes: one YAML file says everything about a run; unknown or missing keys are errors that name them.
+
+`kind` says what is done; each kind is a dataclass of its own, which knows how to run itself.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import re
 import types
 import typing
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub.errors import StrictDataclassError
 
+from m2rag._optional import require
 from m2rag.models import M2BertConfig
+from m2rag_train.errors import RecipeError
+
+yaml = require("yaml", extra="train")
+
+# Kind -> where its dataclass is; imported when a recipe asks for it.
+KINDS = {
+    "distill": "m2rag_train.distillation.recipe:DistillRecipe",
+}
+
+# YAML 1.1 takes a number without a point, 2e-5, for text.
+_POWER_OF_TEN = re.compile(r"[-+]?\d+[eE][-+]?\d+")
+
+MODEL_FOLDER = "model"
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where training documents come from, and how many tokens of them are used.
+class RunOptions:
+    """What belongs to this call and this machine, not to the recipe.
 
     Attributes:
-        documents: JSON-lines file, relative to the data folder.
-        tokens: documents are drawn at random until this many tokens are reached.
-        pairs: file of query-document pairs, for documents without sections.
-        headings, sentences: short texts drawn per document, at most.
+        run: folder of the run: saved states, logs, and at the end the model in `run/model`. Called again with the same
+            folder a run goes on where it was.
+        data: folder that the recipe's relative paths start from.
+        device: "cpu", "cuda", "cuda:1", ...; None: a GPU where there is one.
+        stop_after: optimizer steps of this call, for a run in pieces.
     """
 
-    documents: str
-    tokens: int
-    pairs: str | None = None
-    headings: int = 4
-    sentences: int = 4
-
-
-@dataclass(frozen=True)
-class TeacherSettings:
-    """Teacher vectors: one per span of `span_tokens` tokens of a document, and one per short text."""
-
-    span_tokens: int = 254
-    max_short_tokens: int = 126
-    min_document_tokens: int = 500
-    max_document_tokens: int = 32766
-    shard_tokens: int = 1_000_000
-    seed: int = 0
-
-
-@dataclass(frozen=True)
-class Stage:
-    """A stretch of the run with its own mixture.
-
-    Attributes:
-        steps: optimizer steps.
-        window_tokens: longest window drawn from a document.
-        window_fractions: a window's length is one of these fractions of min(document, window_tokens), at random.
-        documents: windows per step.
-        short_texts: short texts per step, for distillation.
-        queries: short texts per window that must find it (contrastive); 0 switches the contrastive loss off.
-        contrastive_weight, document_weight: factors of the contrastive and the whole-window distillation loss.
-    """
-
-    steps: int
-    window_tokens: int
-    window_fractions: list[float] = field(default_factory=lambda: [0.1, 0.3, 1.0])
-    documents: int = 2
-    short_texts: int = 64
-    queries: int = 0
-    contrastive_weight: float = 0.0
-    document_weight: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("steps", "window_tokens", "documents", "short_texts"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
-        if not self.window_fractions or not all(0 < fraction <= 1 for fraction in self.window_fractions):
-            raise ValueError(f"window_fractions is {self.window_fractions}, must be fractions above 0 and up to 1")
-
-
-@dataclass(frozen=True)
-class DistillRecipe:
-    """Distillation of a sentence encoder into a whole-document encoder.
-
-    Attributes:
-        model: keys of `M2BertConfig`.
-        embedding_scale: factor of the teacher's word embeddings, which the student starts from.
-        classification_weight, classification_temperature: cross entropy among the step's teacher vectors.
-        bank_size: documents of earlier steps kept as extra negatives of the contrastive loss.
-        contrastive_temperature: of that loss.
-        lr, embedding_lr, filter_lr: peak learning rates; weight_decay applies to matrices only.
-        betas: the two of AdamW.
-        warmup_steps: of the learning rate, linear from 0.
-        final_lr: fraction of the peak at the end of the cosine.
-        max_grad_norm: the gradient is scaled down to this norm.
-        seed: of the student's first weights and of every batch.
-        save_every: steps between saved states.
-        autocast: matrix products in bfloat16.
-    """
-
-    name: str
-    sources: list[Source]
-    model: dict[str, Any]
-    stages: list[Stage]
-    teacher: TeacherSettings = TeacherSettings()
-    embedding_scale: float = 4.0
-    classification_weight: float = 0.3
-    classification_temperature: float = 0.05
-    contrastive_temperature: float = 0.05
-    bank_size: int = 256
-    lr: float = 1.5e-3
-    embedding_lr: float = 1e-3
-    filter_lr: float = 1.5e-3
-    weight_decay: float = 0.01
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
-    warmup_steps: int = 40
-    final_lr: float = 0.03
-    max_grad_norm: float = 1.0
-    seed: int = 0
-    save_every: int = 100
-    autocast: bool = True
-
-    def __post_init__(self) -> None:
-        if len(self.betas) != 2:
-            raise ValueError(f"betas has {len(self.betas)} values, must have 2")
-        if not self.stages:
-            raise ValueError("stages is empty")
-        max_tokens = self.model_config().max_tokens
-        for number, stage in enumerate(self.stages):
-            if stage.window_tokens > max_tokens:
-                raise ValueError(
-                    f"stages[{number}]: window_tokens is {stage.window_tokens}, the model takes {max_tokens}"
-                )
-
-    def model_config(self) -> M2BertConfig:
-        """The student's configuration.
-
-        Raises:
-            ValueError: a key is unknown or its value invalid.
-        """
-        known = {f.name for f in dataclasses.fields(M2BertConfig)}
-        # The configuration class itself keeps what it does not know.
-        if unknown := sorted(str(key) for key in self.model.keys() - known):
-            raise ValueError(f"model: unknown keys {', '.join(unknown)}; see M2BertConfig")
-        try:
-            return M2BertConfig(**self.model)
-        except StrictDataclassError as error:
-            raise ValueError(f"model: {error}") from error
+    run: Path
+    data: Path
+    device: str | None = None
+    stop_after: int | None = None
 
     @property
-    def total_steps(self) -> int:
-        """Steps of all stages."""
-        return sum(stage.steps for stage in self.stages)
-
-    def stage_at(self, step: int) -> Stage:
-        """The stage that step `step` (from 0) belongs to; the last one beyond the end."""
-        for stage in self.stages:
-            if step < stage.steps:
-                return stage
-            step -= stage.steps
-        return self.stages[-1]
+    def model(self) -> Path:
+        """Where the finished model goes."""
+        return self.run / MODEL_FOLDER
 
 
-def load_recipe(path: str | Path) -> DistillRecipe:
+class Recipe(ABC):
+    """What every kind of recipe has. Kinds are frozen dataclasses."""
+
+    name: str
+
+    @abstractmethod
+    def run(self, options: RunOptions) -> Path | None:
+        """Do it, from the last saved state to the end.
+
+        Returns:
+            Folder of the finished model; None if `stop_after` ended the call earlier.
+
+        Raises:
+            TrainingDataError: the data is broken.
+            DivergedError: a loss or gradient is not finite.
+            CheckpointWriteError: a state could not be written.
+            KeyboardInterrupt: Ctrl-C; the step that ran was finished and saved.
+        """
+
+
+def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     """Read and check a recipe.
 
+    Args:
+        changes: "key=value" or "key.inner=value" or "list.0.key=value", values in YAML; they win over the file.
+
     Raises:
-        ValueError: not YAML, not a mapping, unknown key, missing key, or a value of the wrong type or out of range;
-            names the key's path.
+        RecipeError: not YAML, not a mapping, unknown kind, unknown key, missing key, or a value of the wrong type or
+            out of range; names the key's path.
     """
-    with open(path, encoding="utf-8") as stream:
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise RecipeError(f"{path}: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"{path}: expected a mapping, found {type(data).__name__}")
+    for change in changes:
+        _change(data, change, str(path))
+    kind = data.pop("kind", None)
+    if kind not in KINDS:
+        raise RecipeError(f"{path}: kind is {kind!r}, must be one of {', '.join(map(repr, sorted(KINDS)))}")
+    module, _, name = KINDS[kind].partition(":")
+    return _build(getattr(importlib.import_module(module), name), data, str(path))
+
+
+def model_config(keys: dict[str, Any]) -> M2BertConfig:
+    """The configuration that a recipe's `model` describes.
+
+    Raises:
+        ValueError: a key is unknown or its value invalid.
+    """
+    known = {f.name for f in dataclasses.fields(M2BertConfig)}
+    # The configuration class itself keeps what it does not know.
+    if unknown := sorted(str(key) for key in keys.keys() - known):
+        raise ValueError(f"model: unknown keys {', '.join(unknown)}; see M2BertConfig")
+    try:
+        return M2BertConfig(**keys)
+    except StrictDataclassError as error:
+        raise ValueError(f"model: {error}") from error
+
+
+def check_positive(settings: Any, *names: str) -> None:
+    """Each of these attributes must be above 0 (or None).
+
+    Raises:
+        ValueError: names the first that is not.
+    """
+    for name in names:
+        value = getattr(settings, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} is {value}, must be above 0")
+
+
+def _change(data: dict[str, Any], change: str, where: str) -> None:
+    path, separator, text = change.partition("=")
+    if not separator or not path:
+        raise RecipeError(f"{change!r}: expected key=value")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"{change!r}: {error}") from error
+    *parents, last = path.split(".")
+    target: Any = data
+    for key in parents:
         try:
-            data = yaml.safe_load(stream)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: {error}") from error
-    return _build(DistillRecipe, data, str(path))
+            target = target.setdefault(key, {}) if isinstance(target, dict) else target[int(key)]
+        except (ValueError, IndexError, TypeError) as error:
+            raise RecipeError(f"{where}: {change!r}: there is no {key!r}") from error
+    if isinstance(target, dict):
+        target[last] = value
+        return
+    try:
+        target[int(last)] = value
+    except (ValueError, IndexError, TypeError) as error:
+        raise RecipeError(f"{where}: {change!r}: there is no {last!r}") from error
 
 
 def _build(cls: Any, data: Any, where: str) -> Any:
     if not isinstance(data, dict):
-        raise ValueError(f"{where}: expected a mapping, found {type(data).__name__}")
+        raise RecipeError(f"{where}: expected a mapping, found {type(data).__name__}")
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := sorted(str(key) for key in data.keys() - fields.keys()):
-        raise ValueError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(fields)}")
+        raise RecipeError(f"{where}: unknown keys {', '.join(unknown)}; known: {', '.join(fields)}")
     required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - data.keys()):
-        raise ValueError(f"{where}: missing keys {', '.join(missing)}")
+        raise RecipeError(f"{where}: missing keys {', '.join(missing)}")
     values = {key: _convert(hints[key], value, f"{where}: {key}") for key, value in data.items()}
     try:
         return cls(**values)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise RecipeError(f"{where}: {error}") from error
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -197,15 +178,20 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is list:
         if not isinstance(value, list):
-            raise ValueError(f"{where}: expected a list, found {value!r}")
+            raise RecipeError(f"{where}: expected a list, found {value!r}")
         return [_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if origin is typing.Literal:
+        if value not in args:
+            raise RecipeError(f"{where}: {value!r} is none of {', '.join(map(repr, args))}")
+        return value
     if origin in (typing.Union, types.UnionType):
-        if value is None:
+        if value is None and type(None) in args:
             return None
         return _convert(next(a for a in args if a is not type(None)), value, where)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if hint is float and (whole or isinstance(value, str) and _POWER_OF_TEN.fullmatch(value)):
         return float(value)
     expected = origin or hint
     if expected is not Any and (not isinstance(value, expected) or (isinstance(value, bool) and expected is not bool)):
-        raise ValueError(f"{where}: expected {expected.__name__}, found {value!r}")
+        raise RecipeError(f"{where}: expected {expected.__name__}, found {value!r}")
     return value

@@ -16,7 +16,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import zstandard
+from m2rag._optional import require
+from m2rag_train.errors import TrainingDataError
+
+zstandard = require("zstandard", extra="train")
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[A-Z\"'(])")
 
@@ -42,22 +45,54 @@ def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
     """Objects of a `.jsonl` or `.jsonl.zst` file; blank lines are skipped.
 
     Raises:
-        ValueError: a line is not a JSON object in UTF-8; names file and line.
+        TrainingDataError: the file is not there or damaged, or a line is not a JSON object in UTF-8; names file and
+            line.
     """
-    with path.open("rb") as raw:
-        # Tools that compress in parallel write several frames one behind the other.
-        unpacked = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
-        stream = io.BufferedReader(unpacked) if path.suffix == ".zst" else raw
-        for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8"))
-            except ValueError as error:
-                raise ValueError(f"{path}, line {number}: {error}") from error
-            if not isinstance(row, dict):
-                raise ValueError(f"{path}, line {number}: expected an object, found {type(row).__name__}")
-            yield row
+    return (row for _, row in numbered_rows(path))
+
+
+def numbered_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """What `read_jsonl` gives, each with its place ("pairs.jsonl, line 3") for messages about it."""
+    number = 0
+    try:
+        with path.open("rb") as raw:
+            # Tools that compress in parallel write several frames one behind the other.
+            unpacked = zstandard.ZstdDecompressor().stream_reader(raw, read_across_frames=True)
+            stream = io.BufferedReader(unpacked) if path.suffix == ".zst" else raw
+            for number, line in enumerate(stream, 1):
+                if not line.strip():
+                    continue
+                where = f"{path}, line {number}"
+                try:
+                    row = json.loads(line.decode("utf-8"))
+                except ValueError as error:
+                    raise TrainingDataError(f"{where}: {error}") from error
+                if not isinstance(row, dict):
+                    raise TrainingDataError(f"{where}: expected an object, found {type(row).__name__}")
+                yield where, row
+    except OSError as error:
+        raise TrainingDataError(f"{path}: {error.strerror}") from error
+    except zstandard.ZstdError as error:
+        raise TrainingDataError(f"{path}, after line {number}: {error}") from error
+
+
+def text_of(row: dict[str, Any], key: str, where: str, *, empty: bool = False) -> str:
+    """The text that a row has under `key`.
+
+    Args:
+        where: the row's place, for the message.
+        empty: whether it may be empty or white space.
+
+    Raises:
+        TrainingDataError: the key is missing, its value is no text, or it is empty.
+    """
+    if key not in row:
+        raise TrainingDataError(f"{where}: {key!r} is missing; there are {', '.join(map(repr, row)) or 'no keys'}")
+    if not isinstance(row[key], str):
+        raise TrainingDataError(f"{where}: {key!r} is {type(row[key]).__name__}, must be text")
+    if not empty and not row[key].strip():
+        raise TrainingDataError(f"{where}: {key!r} is empty")
+    return row[key]
 
 
 def sectioned_documents(path: Path, rng: random.Random, *, headings: int, sentences: int) -> Iterator[TrainingDocument]:

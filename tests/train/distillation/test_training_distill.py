@@ -19,12 +19,20 @@ import yaml
 from tiny_training import SPAN, WIDTH, MakeRecipe, recipe_data
 from torch import nn
 
-from m2rag_train import distill
-from m2rag_train.batches import BatchSampler
-from m2rag_train.distill import DocumentBank, build_student, lr_factor, parameter_groups, step_losses, total_loss, train
-from m2rag_train.losses import classification_loss, contrastive_loss, cosine_loss
-from m2rag_train.recipe import DistillRecipe
-from m2rag_train.teacher import Teacher, load_shards
+from m2rag_train.distillation import loop
+from m2rag_train.distillation.batches import BatchSampler
+from m2rag_train.distillation.loop import (
+    DocumentBank,
+    build_student,
+    lr_factor,
+    parameter_groups,
+    step_losses,
+    total_loss,
+    train,
+)
+from m2rag_train.distillation.losses import classification_loss, contrastive_loss, cosine_loss
+from m2rag_train.distillation.recipe import DistillRecipe
+from m2rag_train.distillation.teacher import Teacher, load_shards
 
 
 @pytest.fixture
@@ -69,14 +77,14 @@ class LossLog:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.steps: list[int] = []
         self.losses: list[dict[str, float]] = []
-        add = distill.Meter.add
+        add = loop.Meter.add
 
         def spy(meter: Any, step: int, n_tokens: int, losses: dict[str, torch.Tensor]) -> None:
             self.steps.append(step)
             self.losses.append({name: float(value.detach()) for name, value in losses.items()})
             add(meter, step, n_tokens, losses)
 
-        monkeypatch.setattr(distill.Meter, "add", spy)
+        monkeypatch.setattr(loop.Meter, "add", spy)
 
 
 @pytest.fixture
@@ -292,8 +300,8 @@ def test_state_is_saved_in_between(
     make_recipe: MakeRecipe, run_folder: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = []
-    save = distill._save
-    monkeypatch.setattr(distill, "_save", lambda path, step, *rest: (saved.append(step), save(path, step, *rest)))
+    save = loop._save
+    monkeypatch.setattr(loop, "_save", lambda path, step, *rest: (saved.append(step), save(path, step, *rest)))
     recipe = make_recipe(save_every=3, stages=[{"steps": 8, "window_tokens": 16, "short_texts": 2}])
     run_train(recipe, run_folder, teacher)
     assert saved == [3, 6, 8]
@@ -312,21 +320,21 @@ def test_ctrl_c_saves_and_says_how_to_go_on(
     caplog.set_level(logging.INFO, "m2rag_train")
     recipe = dataclasses.replace(recipe, save_every=1000)
     handler = signal.getsignal(signal.SIGINT)
-    losses = distill.step_losses
+    losses = loop.step_losses
 
     def interrupted_in_step_4(*args: Any) -> dict[str, torch.Tensor]:
         if len(loss_log.steps) == 4:
             os.kill(os.getpid(), signal.SIGINT)
         return losses(*args)
 
-    monkeypatch.setattr(distill, "step_losses", interrupted_in_step_4)
+    monkeypatch.setattr(loop, "step_losses", interrupted_in_step_4)
     with pytest.raises(KeyboardInterrupt):
         run_train(recipe, run_folder, teacher)
     assert signal.getsignal(signal.SIGINT) is handler
     assert load_state(run_folder / "state.pt")["step"] == 5, "the step that ran was finished"
     assert f"stopped after step 5; saved to {run_folder / 'state.pt'}: run again to resume" in caplog.text
 
-    monkeypatch.setattr(distill, "step_losses", losses)
+    monkeypatch.setattr(loop, "step_losses", losses)
     resumed = run_train(recipe, run_folder, teacher, stop_after=3)
     (run_folder / "state.pt").unlink()
     assert_same_state(resumed, run_train(recipe, run_folder, teacher, stop_after=8))
@@ -355,7 +363,7 @@ def test_numbers_that_run_away_never_reach_the_saved_state(
         total = total_loss(losses, *rest)
         return total * float("nan") if what == "loss" else Poison.apply(total)
 
-    monkeypatch.setattr(distill, "total_loss", poisoned)
+    monkeypatch.setattr(loop, "total_loss", poisoned)
     with pytest.raises(FloatingPointError, match=f"tiny: {what} is nan at step 6"):
         run_train(recipe, run_folder, teacher)
     assert (run_folder / "state.pt").read_bytes() == before
@@ -368,7 +376,7 @@ def test_state_holds_no_code(make_recipe: MakeRecipe, run_folder: Path, teacher:
 
 
 def test_without_teacher_vectors(recipe: DistillRecipe, tmp_path: Path, teacher: Teacher) -> None:
-    with pytest.raises(FileNotFoundError, match="m2rag_train cache"):
+    with pytest.raises(FileNotFoundError, match="no teacher vectors"):
         run_train(recipe, tmp_path, teacher)
 
 
@@ -377,10 +385,10 @@ import os, signal, sys, time
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from m2rag_train import distill
+from m2rag_train.distillation import loop
 from m2rag_train.recipe import load_recipe
 
-losses = distill.step_losses
+losses = loop.step_losses
 calls = 0
 def slow(*args):
     global calls
@@ -389,9 +397,9 @@ def slow(*args):
         Path(sys.argv[3]).touch()
         time.sleep(600)
     return losses(*args)
-distill.step_losses = slow
+loop.step_losses = slow
 vectors = torch.load(sys.argv[4])
-distill.train(load_recipe(sys.argv[1]), Path(sys.argv[2]), vectors, cls_id=2, sep_id=3)
+loop.train(load_recipe(sys.argv[1]), Path(sys.argv[2]), vectors, cls_id=2, sep_id=3)
 """
 
 

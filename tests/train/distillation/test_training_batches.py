@@ -7,8 +7,8 @@ import pytest
 import torch
 from tiny_training import SPAN, make_shard
 
-from m2rag_train.batches import Batch, BatchSampler
-from m2rag_train.recipe import Stage
+from m2rag_train.distillation.batches import Batch, BatchSampler
+from m2rag_train.distillation.recipe import Stage
 
 CLS, SEP = 2, 3
 LENGTHS = [5, 6, 7, 20, 36, 61, 11, 48]

@@ -15,17 +15,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import torch
 from torch import nn
 
 from m2rag.models import M2BertModel
 from m2rag.models.modeling_m2_bert import LongConvFilter, M2BertMixer
-from m2rag_train.batches import Batch, BatchSampler, ShortTexts
-from m2rag_train.losses import classification_loss, contrastive_loss, cosine_loss
+from m2rag_train.distillation.batches import Batch, BatchSampler, ShortTexts
+from m2rag_train.distillation.losses import classification_loss, contrastive_loss, cosine_loss
+from m2rag_train.distillation.recipe import DistillRecipe, Stage
+from m2rag_train.distillation.teacher import Teacher, build_cache, load_shards
+from m2rag_train.errors import DivergedError
+from m2rag_train.export import save_embedder
 from m2rag_train.progress import Meter
-from m2rag_train.recipe import DistillRecipe, Stage
-from m2rag_train.teacher import load_shards
+from m2rag_train.recipe import RunOptions
 
 logger = logging.getLogger(__name__)
 
@@ -175,6 +179,30 @@ def total_loss(losses: dict[str, torch.Tensor], stage: Stage, recipe: DistillRec
     return torch.stack([weights[name] * value for name, value in losses.items()]).sum()
 
 
+def run(recipe: DistillRecipe, options: RunOptions) -> Path | None:
+    """Teacher's vectors (once), training, the finished model; see `Recipe.run`."""
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    teacher = Teacher(recipe.teacher.model, device=device)
+    build_cache(recipe, options.data, teacher, options.run / "teacher")
+    state = train(
+        recipe,
+        options.run,
+        teacher.word_embeddings,
+        cls_id=teacher.cls_id,
+        sep_id=teacher.sep_id,
+        device=device,
+        stop_after=options.stop_after,
+    )
+    return save_embedder(trained(recipe, state), options.model) if _steps_of(state) == recipe.total_steps else None
+
+
+def trained(recipe: DistillRecipe, state: Path) -> M2BertModel:
+    """The student of a saved state."""
+    model = M2BertModel(recipe.model_config())
+    model.load_state_dict(_load(state)["model"])
+    return model
+
+
 def train(
     recipe: DistillRecipe,
     run: Path,
@@ -200,7 +228,7 @@ def train(
         Path of the last saved state.
 
     Raises:
-        FloatingPointError: a loss or gradient is not finite; names the step. The last saved state is intact.
+        DivergedError: a loss or gradient is not finite; names the step. The last saved state is intact.
         KeyboardInterrupt: Ctrl-C; the step that ran was finished and saved.
         FileNotFoundError: there are no teacher vectors.
         ValueError: shards, teacher and recipe do not belong together.
@@ -249,7 +277,7 @@ def train(
 
 def _check_finite(what: str, value: torch.Tensor, recipe: DistillRecipe, step: int) -> None:
     if not torch.isfinite(value):
-        raise FloatingPointError(f"{recipe.name}: {what} is {value.item()} at step {step}")
+        raise DivergedError(f"{recipe.name}: {what} is {value.item()} at step {step}")
 
 
 def _tokens_left(recipe: DistillRecipe, sampler: BatchSampler, done: int) -> float:
@@ -303,8 +331,16 @@ def _save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimi
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, bank: DocumentBank) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _load(path)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     bank.vectors, bank.documents = state["bank"]["vectors"], state["bank"]["documents"]
     return int(state["step"])
+
+
+def _load(path: Path) -> dict[str, Any]:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _steps_of(path: Path) -> int:
+    return int(_load(path)["step"])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from m2rag_train.losses import classification_loss, contrastive_loss, cosine_loss
+from m2rag_train.distillation.losses import classification_loss, contrastive_loss, cosine_loss
 
 
 def cosine(a: torch.Tensor, b: torch.Tensor) -> float:

@@ -11,9 +11,10 @@ import torch
 from tiny_training import SPAN, TEACHER, WIDTH, MakeRecipe, make_shard, words, write_lines
 from tokenizers import Tokenizer
 
-from m2rag_train.recipe import DistillRecipe
+from m2rag_train.distillation.recipe import DistillRecipe
+from m2rag_train.distillation.teacher import Shard, Teacher, build_cache, load_shards
+from m2rag_train.errors import TrainingDataError
 from m2rag_train.sources import TrainingDocument
-from m2rag_train.teacher import Shard, Teacher, build_cache, load_shards
 
 
 def naive_encode(teacher: Teacher, sequence: np.ndarray) -> np.ndarray:
@@ -142,8 +143,9 @@ def test_token_budget(make_recipe: MakeRecipe, data: Path, teacher: Teacher, tmp
 
 
 def test_shards_hold_about_what_they_should(cache_folder: Path) -> None:
-    paths = sorted(cache_folder.glob("*"))
-    assert [p.name for p in paths] == [f"shard-{i:03d}.npz" for i in range(len(paths))]
+    names = sorted(path.name for path in cache_folder.iterdir())
+    paths = [cache_folder / f"shard-{i:03d}.npz" for i in range(len(names) - 1)]
+    assert names == ["complete", *(path.name for path in paths)]
     assert len(paths) > 2
     sizes = [len(Shard.load(path).tokens) for path in paths]
     assert all(200 <= size < 260 for size in sizes[:-1])
@@ -177,12 +179,24 @@ def test_a_missing_shard_is_made_again_and_others_are_kept(
     folder = tmp_path / "teacher"
     build_cache(tiny_recipe, data, teacher, folder)
     (folder / "shard-001.npz").unlink()
+    (folder / "complete").unlink()
     before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
     build_cache(tiny_recipe, data, teacher, folder)
     after = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
-    assert after.keys() - before.keys() == {"shard-001.npz"}
+    assert after.keys() - before.keys() == {"shard-001.npz", "complete"}
     assert {name: after[name] for name in before} == before
     assert_same(load_shards(folder), load_shards(cache_folder))
+
+
+def test_a_complete_cache_needs_no_sources(
+    tiny_recipe: DistillRecipe, data: Path, teacher: Teacher, tmp_path: Path
+) -> None:
+    folder = tmp_path / "teacher"
+    build_cache(tiny_recipe, data, teacher, folder)
+    build_cache(tiny_recipe, tmp_path / "absent", teacher, folder)
+    (folder / "complete").unlink()
+    with pytest.raises(TrainingDataError, match="absent/sectioned.jsonl: No such file"):
+        build_cache(tiny_recipe, tmp_path / "absent", teacher, folder)
 
 
 def test_an_interrupted_cache_is_resumed(
@@ -207,7 +221,7 @@ def test_an_interrupted_cache_is_resumed(
     monkeypatch.setattr(teacher, "encode", interrupted)
     with pytest.raises(KeyboardInterrupt):
         build_cache(tiny_recipe, data, teacher, folder)
-    assert [path.name for path in folder.iterdir()] == ["shard-000.npz"]
+    assert [path.name for path in folder.iterdir()] == ["shard-000.npz"], "and it is not complete"
     monkeypatch.undo()
     build_cache(tiny_recipe, data, teacher, folder)
     assert_same(load_shards(folder), load_shards(cache_folder))
@@ -249,7 +263,7 @@ def test_shards_become_one(tmp_path: Path) -> None:
 
 
 def test_no_shards_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="m2rag_train cache"):
+    with pytest.raises(FileNotFoundError, match="no teacher vectors"):
         load_shards(tmp_path)
 
 

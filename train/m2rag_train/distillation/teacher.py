@@ -14,13 +14,16 @@ import torch
 from tokenizers import Tokenizer
 from transformers import AutoModel
 
+from m2rag_train.distillation.recipe import DistillRecipe, Source, TeacherSettings
 from m2rag_train.progress import format_duration
-from m2rag_train.recipe import DistillRecipe, Source, TeacherSettings
 from m2rag_train.sources import TrainingDocument, paired_documents, sectioned_documents
 
 logger = logging.getLogger(__name__)
 
 SHARD_PATTERN = "shard-*.npz"
+
+# Says that all shards are there, so that a run needs the sources no more and can move to another machine.
+COMPLETE = "complete"
 
 # Documents of one shard with the ids of the part that is used.
 _Group = list[tuple[TrainingDocument, np.ndarray]]
@@ -139,7 +142,7 @@ def load_shards(folder: Path) -> Shard:
     """
     shards = [Shard.load(path) for path in sorted(folder.glob(SHARD_PATTERN))]
     if not shards:
-        raise FileNotFoundError(f"{folder}: no teacher vectors; make them first (python -m m2rag_train cache ...)")
+        raise FileNotFoundError(f"{folder}: no teacher vectors; make them first (build_cache)")
 
     def starts(name: str) -> np.ndarray:
         parts = [np.diff(getattr(shard, name)) for shard in shards]
@@ -172,6 +175,9 @@ def build_cache(recipe: DistillRecipe, data: Path, teacher: Teacher, folder: Pat
         ValueError: spans or short texts are longer than the teacher reads, a source is broken or gives no documents.
     """
     settings = recipe.teacher
+    complete = folder / COMPLETE
+    if complete.exists():
+        return
     for name in ("span_tokens", "max_short_tokens"):
         if (value := getattr(settings, name)) > teacher.max_tokens:
             raise ValueError(f"{recipe.name}: teacher: {name} is {value}, the teacher reads {teacher.max_tokens}")
@@ -193,6 +199,7 @@ def build_cache(recipe: DistillRecipe, data: Path, teacher: Teacher, folder: Pat
             rate,
             format_duration((left - done) / rate),
         )
+    complete.touch()
 
 
 def _shard_name(number: int) -> str:
