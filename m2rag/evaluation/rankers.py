@@ -1,24 +1,32 @@
-"""Retrieval systems behind one small protocol: BM25, the vectors of an embedder, and the fusion of several."""
+"""Retrieval systems behind one small protocol: BM25, the vectors of an embedder, and the fusion of several.
+
+Those that cut documents into chunks are in `m2rag.evaluation.chunks`.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
 from m2rag._optional import require
 from m2rag.errors import NonFiniteError
 from m2rag.evaluation.metrics import order
-from m2rag.fusion import fuse
+from m2rag.fusion import RRF_K, fuse
 from m2rag.results import EmbeddingResult
 
 Scores = dict[str, dict[str, float]]
 
 
 class Ranker(Protocol):
-    """A retrieval system. `name` is what tables call it."""
+    """A retrieval system.
+
+    Attributes:
+        name: what tables call it.
+        settings: what its figures depend on, as plain data; result files hold it. May be missing.
+    """
 
     name: str
 
@@ -51,6 +59,7 @@ class BM25Ranker:
     def __init__(self, *, k1: float = 1.5, b: float = 0.75) -> None:
         self.k1 = k1
         self.b = b
+        self.settings = {"k1": k1, "b": b, "stemmer": "english", "stop_words": "english"}
 
     def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
         bm25s = require("bm25s", extra="eval")
@@ -69,27 +78,58 @@ class BM25Ranker:
         for query, terms in zip(queries, asked, strict=True):
             known = [term for term in terms if term in tokens.vocab]
             scores = index.get_scores(known) if known else np.zeros(len(ids), np.float32)
-            result[query] = _best(scores, ids, k, positive_only=True)
+            result[query] = best(scores, ids, k, positive_only=True)
         return result
+
+
+class VectorMemory:
+    """Vectors of texts by their hash, so that a text is embedded once however often it is asked for.
+
+    Args:
+        embed: gives the vectors (N, D) of N texts.
+    """
+
+    def __init__(self, embed: Callable[[list[str]], Any]) -> None:
+        self._embed = embed
+        self._vectors: dict[bytes, np.ndarray] = {}
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """(N, D) float32, of N > 0 texts."""
+        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
+        if new:
+            vectors = np.asarray(self._embed(list(new.values())), dtype=np.float32)
+            self._vectors.update(zip(new, vectors, strict=True))
+        return np.stack([self._vectors[key] for key in keys])
 
 
 class DenseRanker:
     """Exact cosine between the vector of the whole document and the vector of the query.
 
-    A document or query longer than the model takes is embedded in windows. Vectors of documents are kept by the hash of
-    their text for as long as this object lives, so tasks over one corpus embed it once.
+    A document or query longer than the model takes is embedded in windows. Vectors of documents are kept for as long
+    as this object lives, so tasks over one corpus embed it once.
 
     Args:
         embedder: see `Embedder`.
         name: what tables call it.
         show_progress: passed on to `embed_documents`.
+        settings: what result files say of the embedder, as `M2Embedder.info()` gives it.
     """
 
-    def __init__(self, embedder: Embedder, *, name: str = "dense", show_progress: bool | None = None) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        *,
+        name: str = "dense",
+        show_progress: bool | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.name = name
+        self.settings = {**(settings or {}), "on_too_long": "window"}
         self._embedder = embedder
-        self._show_progress = show_progress
-        self._vectors: dict[bytes, np.ndarray] = {}
+        self._document_vectors = VectorMemory(
+            lambda texts: embedder.embed_documents(texts, on_too_long="window", show_progress=show_progress).vectors
+        )
 
     def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
         """See `Ranker`.
@@ -100,24 +140,10 @@ class DenseRanker:
         ids = [document for document, text in corpus.items() if text]
         if not ids or not queries:
             return {query: {} for query in queries}
-        documents = _unit(self._document_vectors([corpus[document] for document in ids]), "document", ids)
+        documents = unit(self._document_vectors([corpus[document] for document in ids]), "document", ids)
         asked_vectors = self._embedder.embed_queries(list(queries.values()), on_too_long="window").vectors
-        asked = _unit(asked_vectors, "query", list(queries))
-        result: Scores = {}
-        for query, vector in zip(queries, asked, strict=True):
-            result[query] = _best(documents @ vector, ids, k)
-        return result
-
-    def _document_vectors(self, texts: list[str]) -> np.ndarray:
-        """(N, D) float32, embedding only what was not embedded before."""
-        keys = [hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest() for text in texts]
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in self._vectors}
-        if new:
-            embedded = self._embedder.embed_documents(
-                list(new.values()), on_too_long="window", show_progress=self._show_progress
-            )
-            self._vectors.update(zip(new, np.asarray(embedded.vectors, dtype=np.float32), strict=True))
-        return np.stack([self._vectors[key] for key in keys])
+        asked = unit(asked_vectors, "query", list(queries))
+        return {query: best(documents @ vector, ids, k) for query, vector in zip(queries, asked, strict=True)}
 
 
 class FusionRanker:
@@ -130,6 +156,7 @@ class FusionRanker:
 
     def __init__(self, rankers: Sequence[Ranker], *, name: str | None = None) -> None:
         self.name = name or " + ".join(ranker.name for ranker in rankers)
+        self.settings = {"fusion": f"reciprocal rank, {RRF_K}", "of": [ranker.name for ranker in rankers]}
         self._rankers = list(rankers)
 
     def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
@@ -140,7 +167,7 @@ class FusionRanker:
         return {query: {i: scores[i] for i in order(scores, k)} for query, scores in fused.items()}
 
 
-def _best(scores: np.ndarray, ids: list[str], k: int, *, positive_only: bool = False) -> dict[str, float]:
+def best(scores: np.ndarray, ids: list[str], k: int, *, positive_only: bool = False) -> dict[str, float]:
     """The `k` best of `scores` (N,) by id, equal ones in ascending order of id wherever the cut falls."""
     candidates = np.arange(len(ids))
     if positive_only:
@@ -152,7 +179,7 @@ def _best(scores: np.ndarray, ids: list[str], k: int, *, positive_only: bool = F
     return {document: found[document] for document in order(found, k)}
 
 
-def _unit(vectors: np.ndarray, what: str, ids: list[str]) -> np.ndarray:
+def unit(vectors: np.ndarray, what: str, ids: list[str]) -> np.ndarray:
     """Rows of `vectors` (N, D) at length 1, float32."""
     vectors = np.asarray(vectors, dtype=np.float32)
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))

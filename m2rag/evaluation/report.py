@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from m2rag.evaluation.metrics import METRICS, bootstrap_interval, mean_metrics, score_run
+from m2rag.evaluation.metrics import bootstrap_interval, mean_metrics, score_run
 from m2rag.evaluation.rankers import Ranker
 from m2rag.evaluation.tasks import Task, load_task
 
@@ -48,12 +48,14 @@ class TaskReport:
         n_documents: size of the corpus.
         n_queries: queries measured on.
         systems: in the order they were given.
+        length: tokens of every document, where the task exists at several lengths; None elsewhere.
     """
 
     task: str
     n_documents: int
     n_queries: int
     systems: list[SystemReport]
+    length: int | None = None
 
     def to_dict(self, *, per_query: bool = False) -> dict[str, Any]:
         """Plain data for `json.dump`, without the figures of single queries unless asked."""
@@ -84,13 +86,13 @@ def evaluate(task: Task, rankers: Sequence[Ranker], progress: Progress | None = 
         systems.append(SystemReport(ranker.name, mean_metrics(per_query), interval, seconds, per_query))
     if progress is not None:
         progress(task.name, "", len(rankers), len(rankers))
-    return TaskReport(task.name, len(task.corpus), len(task.queries), systems)
+    return TaskReport(task.name, len(task.corpus), len(task.queries), systems, task.length)
 
 
 def evaluate_tasks(
-    paths: Iterable[str | Path], rankers: Sequence[Ranker], progress: Progress | None = None
+    given: Iterable[str | Path | Task], rankers: Sequence[Ranker], progress: Progress | None = None
 ) -> list[TaskReport]:
-    """`evaluate` for each task folder, in the order given.
+    """`evaluate` for each task or task folder, in the order given.
 
     All folders are read before anything is embedded, so that a broken one is told at once and not after an hour.
 
@@ -100,7 +102,7 @@ def evaluate_tasks(
     Raises:
         TaskError: a folder is not a task, or a line of it is broken.
     """
-    tasks = [load_task(path) for path in paths]
+    tasks = [task if isinstance(task, Task) else load_task(task) for task in given]
     total = len(tasks) * len(rankers)
     reports = []
     for number, task in enumerate(tasks):
@@ -121,18 +123,35 @@ def table(reports: Sequence[TaskReport]) -> tuple[list[str], list[list[str]]]:
     for report in reports:
         for system in report.systems:
             low, high = system.ndcg_interval
-            shown = {name: f"{100 * system.metrics[name]:.1f}" for name in METRICS}
-            rows.append(
-                [
-                    report.task,
-                    f"{report.n_documents:,}",
-                    f"{report.n_queries:,}",
-                    system.system,
-                    shown["ndcg@10"],
-                    f"{100 * low:.1f} - {100 * high:.1f}",
-                    shown["recall@10"],
-                    shown["accuracy@1"],
-                    shown["mrr@10"],
-                ]
-            )
+            metrics = [times_100(system.metrics[name]) for name in ("ndcg@10", "recall@10", "accuracy@1", "mrr@10")]
+            sizes = [f"{report.n_documents:,}", f"{report.n_queries:,}"]
+            interval = f"{times_100(low)} - {times_100(high)}"
+            rows.append([report.task, *sizes, system.system, metrics[0], interval, *metrics[1:]])
     return header, rows
+
+
+def length_table(reports: Sequence[TaskReport]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows of a table with one column per length, for tasks that have one, figures times 100.
+
+    A row for each kind of task, system, and metric (accuracy@1, NDCG@10); the last column is the mean over the lengths.
+    """
+    figures: dict[tuple[str, str, str], dict[int, float]] = {}
+    for report in reports:
+        if report.length is None:
+            continue
+        kind = report.task.removesuffix(f"-{report.length}")
+        for metric, shown in (("accuracy@1", "accuracy@1"), ("ndcg@10", "NDCG@10")):
+            for system in report.systems:
+                figures.setdefault((kind, shown, system.system), {})[report.length] = system.metrics[metric]
+    lengths = sorted({length for values in figures.values() for length in values})
+    header = ["task", "metric", "system", *map(str, lengths), "mean"]
+    rows = []
+    for key, values in figures.items():
+        mean = times_100(sum(values.values()) / len(values)) if len(values) == len(lengths) else ""
+        rows.append([*key, *(times_100(values[n]) if n in values else "" for n in lengths), mean])
+    return header, rows
+
+
+def times_100(figure: float) -> str:
+    """A figure from 0 to 1 as tables show it."""
+    return f"{100 * figure:.1f}"

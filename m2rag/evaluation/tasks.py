@@ -31,16 +31,21 @@ class Task:
         queries: text of each judged query by id, in file order; queries without a judgment are left out, as BEIR's
             `queries.jsonl` holds those of every split.
         qrels: for each query the grade of each judged document; above 0 is relevant.
+        length: tokens of every document, where a task exists at several lengths; None elsewhere.
     """
 
     name: str
     corpus: dict[str, str]
     queries: dict[str, str]
     qrels: dict[str, dict[str, int]]
+    length: int | None = None
 
 
-def load_task(folder: str | Path) -> Task:
+def load_task(folder: str | Path, *, split: str | None = None) -> Task:
     """Read `corpus.jsonl`, `queries.jsonl` (either may end in `.zst`) and `qrels.tsv` or `qrels/test.tsv`.
+
+    Args:
+        split: read `qrels/SPLIT.tsv` ("train", "dev") instead; the task's name ends in it then.
 
     Raises:
         TaskError: a file is missing, or a line of it is broken; the message names file, line and fault.
@@ -51,7 +56,7 @@ def load_task(folder: str | Path) -> Task:
         raise TaskError(f"{folder}: not a folder; a task is a folder with corpus.jsonl, queries.jsonl and qrels.tsv")
     corpus_file = _find(folder, "corpus.jsonl", "corpus.jsonl.zst")
     queries_file = _find(folder, "queries.jsonl", "queries.jsonl.zst")
-    qrels_file = _find(folder, *QRELS_PLACES)
+    qrels_file = _find(folder, *(QRELS_PLACES if split is None else (f"qrels/{split}.tsv",)))
 
     corpus = {}
     for where, row in _read_records(corpus_file):
@@ -64,7 +69,8 @@ def load_task(folder: str | Path) -> Task:
         if not text.strip():
             raise TaskError(f"{where}: query {row['_id']!r} is blank")
     qrels = _read_qrels(qrels_file, corpus, queries)
-    return Task(folder.resolve().name, corpus, {i: text for i, text in queries.items() if i in qrels}, qrels)
+    name = folder.resolve().name if split is None else f"{folder.resolve().name}/{split}"
+    return Task(name, corpus, {i: text for i, text in queries.items() if i in qrels}, qrels)
 
 
 def _find(folder: Path, *names: str) -> Path:
