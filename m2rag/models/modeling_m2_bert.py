@@ -626,6 +626,8 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
     as in the published training. Returns the mean cross entropy, and logits (B, L, V).
     """
 
+    # Tells `transformers.Trainer` to pass `num_items_in_batch`.
+    accepts_loss_kwargs = True
     _tied_weights_keys = {"head.decoder.weight": "bert.embeddings.word_embeddings.weight"}
 
     def __init__(self, config: M2BertConfig) -> None:
@@ -647,14 +649,28 @@ class M2BertForMaskedLM(M2BertPreTrainedModel):
         token_type_ids: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         return_dict: bool | None = None,
+        *,
+        labelled_only: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> MaskedLMOutput:
+        """Predict every token of ids (B, L).
+
+        Args:
+            labelled_only: logits (N, V) of the N labelled positions, in order, and of no others: at 32k tokens all of
+                them take 4 GB.
+            num_items_in_batch: the loss is the sum over the labelled positions divided by this number, for a batch
+                that is computed in parts. Default: N.
+        """
         hidden = self.bert(input_ids, attention_mask, token_type_ids).last_hidden_state
-        logits = self.head(hidden)
-        loss = None
-        if labels is not None:
-            targets = torch.where(labels > 0, labels, -100)
-            loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-        return MaskedLMOutput(loss=loss, logits=logits)
+        if labels is None:
+            return MaskedLMOutput(logits=self.head(hidden))
+        labelled = labels > 0
+        logits = self.head(hidden[labelled] if labelled_only else hidden)
+        given = logits if labelled_only else logits[labelled]
+        loss = F.cross_entropy(given.float(), labels[labelled], reduction="sum")
+        return MaskedLMOutput(
+            loss=loss / (given.shape[0] if num_items_in_batch is None else num_items_in_batch), logits=logits
+        )
 
 
 class M2BertForSequenceClassification(M2BertPreTrainedModel):

@@ -344,6 +344,29 @@ def test_masked_lm_labels():
     assert output.loss.item() == pytest.approx(by_hand.item(), rel=1e-5)
 
 
+def test_masked_lm_in_parts():
+    """Logits of the labelled positions alone give the same loss and gradients; parts of a batch add up to it."""
+    model = make(M2BertForMaskedLM, **MINI, hidden_dropout_prob=0.0).train()
+    input_ids, mask = ids(40, 40, 23, width=40)
+    labels = torch.where(torch.rand(input_ids.shape, generator=torch.Generator().manual_seed(4)) < 0.3, input_ids, -100)
+    whole = model(input_ids, mask, labels=labels)
+    whole.loss.backward()
+    expected = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    model.zero_grad()
+    n = int((labels > 0).sum())
+    loss = 0.0
+    for rows in (slice(0, 1), slice(1, 3)):
+        part = model(input_ids[rows], mask[rows], labels=labels[rows], labelled_only=True, num_items_in_batch=n)
+        part.loss.backward()
+        loss += part.loss.item()
+        torch.testing.assert_close(part.logits, whole.logits[rows][labels[rows] > 0], rtol=0, atol=1e-5)
+    assert loss == pytest.approx(whole.loss.item(), rel=1e-5)
+    for name, parameter in model.named_parameters():
+        difference = (parameter.grad - expected[name]).norm() / expected[name].norm()
+        assert difference < 1e-4, f"{name}: {difference:.1e}"
+
+
 def test_classification_losses():
     input_ids, mask = ids(20, 9, 4)
     cases = {
