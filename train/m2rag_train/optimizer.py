@@ -50,3 +50,10 @@ def warmup_cosine(step: int, *, total: int, warmup: int, final: float) -> float:
         return (step + 1) / warmup
     progress = (step - warmup) / max(total - warmup, 1)
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def warmup_linear(step: int, *, total: int, warmup: int, final: float) -> float:
+    """Factor of the learning rate at step `step` (from 0): linear warm-up, then a straight line down to `final`."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 1 - (1 - final) * min((step - warmup) / max(total - warmup, 1), 1.0)

@@ -27,6 +27,8 @@ yaml = require("yaml", extra="train")
 # Kind -> where its dataclass is; imported when a recipe asks for it.
 KINDS = {
     "distill": "m2rag_train.distillation.recipe:DistillRecipe",
+    "finetune": "m2rag_train.finetuning.recipe:FinetuneRecipe",
+    "pretrain": "m2rag_train.pretraining.recipe:PretrainRecipe",
 }
 
 # YAML 1.1 takes a number without a point, 2e-5, for text.
