@@ -125,7 +125,10 @@ class LocalBackend:
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().numpy())
         config = self._model.config
-        digest.update(json.dumps({key: getattr(config, key) for key in _BEHAVIOUR}).encode())
+        behaviour = {key: getattr(config, key) for key in _BEHAVIOUR}
+        if config.multiscale_l_max is not None:
+            behaviour["multiscale_l_max"] = config.multiscale_l_max
+        digest.update(json.dumps(behaviour).encode())
         return digest.hexdigest()[:16]
 
     def identity(self) -> dict[str, str]:

@@ -47,7 +47,10 @@ class M2BertConfig(PreTrainedConfig):
         pooling (`str`): `"cls_tanh"` is tanh(W h[CLS] + b), `"mean_tanh"` the same of the mean over real tokens,
             `"mean"` that mean itself.
         filter (`str`): `"hyena"` (published) or `"multiscale"` (one time constant per channel, log-spaced from
-            2 tokens to `long_conv_l_max`).
+            2 tokens to `multiscale_l_max`).
+        multiscale_l_max (`int`, *optional*): length that the features and time constants of multiscale filters are
+            spaced for; default: `long_conv_l_max`. Shorter than that in a model whose context was extended while its
+            filters stayed what they were.
         use_positional_encodings (`bool`): learned absolute positions are added to the word embeddings.
     """
 
@@ -91,6 +94,7 @@ class M2BertConfig(PreTrainedConfig):
     padding: str = "masked"
     pooling: str | None = None
     filter: str = "hyena"
+    multiscale_l_max: int | None = None
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.pooling is None:
@@ -118,6 +122,8 @@ class M2BertConfig(PreTrainedConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}, must be at least 1")
         if self.pad_token_id is not None and not 0 <= self.pad_token_id < self.vocab_size:
             raise ValueError(f"pad_token_id ({self.pad_token_id}) must be below vocab_size ({self.vocab_size})")
+        if self.multiscale_l_max is not None and self.multiscale_l_max < 1:
+            raise ValueError(f"multiscale_l_max is {self.multiscale_l_max}, must be at least 1")
         blocks = self.n_blocks
         for name, value in (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)):
             if value % blocks:

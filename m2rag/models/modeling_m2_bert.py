@@ -214,10 +214,16 @@ class HyenaFilter(LongConvFilter):
     def window_rows(self) -> Callable[[int, int, int], torch.Tensor]:
         t, deltas = self.t[:, 0].float(), self.deltas.float().abs()
         step = t[-1] / max(1, self.l_max - 1)
-        if torch.allclose(t, step * torch.arange(self.l_max), rtol=0, atol=1e-6):
+        # Grids of extended contexts go beyond 1.
+        if torch.allclose(t, step * torch.arange(self.l_max), rtol=1e-6, atol=1e-6):
             rates = deltas * step
             return lambda lo, hi, distances: exponential_rows(rates[lo:hi], distances)
         return lambda lo, hi, distances: torch.exp(-deltas[lo:hi, None] * t[:distances])
+
+    def reach(self, length: int) -> tuple[int, ...]:
+        # As below. In a model of its first length every window is above that to the end.
+        lost = 24 * math.log(2) / self.deltas.double().abs()
+        return tuple(torch.searchsorted(self.t[:length, 0].double().contiguous(), lost).tolist())
 
     def analytic_positions(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Initial z (L, E), t (L, 1) and deltas (D,): linear time and its first complex exponentials."""
@@ -235,18 +241,19 @@ class MultiscaleFilter(LongConvFilter):
 
     $$k_c(d) = f_c(z(d)) (1 - e^{-1/\tau_c}) e^{-d / \tau_c}$$
 
-    with tau_c log-spaced from 2 tokens to `long_conv_l_max`: the window of every channel sums to one.
-    Features: s = log(1 + d) / log(1 + l_max), cos(pi m s), sin(pi m s) for m = 1, 2, ...; nothing is stored.
+    with tau_c log-spaced from 2 tokens to S = `multiscale_l_max`: the window of every channel sums to one.
+    Features: s = log(1 + d) / log(1 + S), cos(pi m s), sin(pi m s) for m = 1, 2, ...; nothing is stored.
     """
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__(config)
         self.bands = (config.hyena_emb_dim - 1) // 2
         self.width = config.hidden_size
+        self.scale = config.multiscale_l_max or config.long_conv_l_max
 
     def features(self, length: int) -> torch.Tensor:
         device = self.skip.device
-        s = torch.log1p(torch.arange(length, device=device, dtype=torch.float32)) / math.log1p(self.l_max)
+        s = torch.log1p(torch.arange(length, device=device, dtype=torch.float32)) / math.log1p(self.scale)
         phase = math.pi * s[:, None] * torch.arange(1, self.bands + 1, device=device)
         return torch.cat([s[:, None], torch.cos(phase), torch.sin(phase)], dim=-1)
 
@@ -267,7 +274,7 @@ class MultiscaleFilter(LongConvFilter):
 
     def time_constants(self) -> torch.Tensor:
         """tau of every channel, in tokens: (D,)."""
-        return torch.logspace(math.log10(2), math.log10(self.l_max), self.width, device=self.skip.device)
+        return torch.logspace(math.log10(2), math.log10(self.scale), self.width, device=self.skip.device)
 
 
 class ShortConv(nn.Conv1d):

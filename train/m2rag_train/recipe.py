@@ -27,6 +27,7 @@ yaml = require("yaml", extra="train")
 # Kind -> where its dataclass is; imported when a recipe asks for it.
 KINDS = {
     "distill": "m2rag_train.distillation.recipe:DistillRecipe",
+    "extend": "m2rag_train.extension.recipe:ExtendRecipe",
     "finetune": "m2rag_train.finetuning.recipe:FinetuneRecipe",
     "pretrain": "m2rag_train.pretraining.recipe:PretrainRecipe",
 }
