@@ -57,6 +57,17 @@ def test_reads_beir_s_own_layout_and_zst(tmp_path: Path) -> None:
     assert (task.corpus, task.queries, task.qrels) == (plain.corpus, plain.queries, plain.qrels)
 
 
+def test_other_splits(tmp_path: Path) -> None:
+    folder = write(tmp_path / "t")
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "dev.tsv").write_text("query-id\tcorpus-id\tscore\nq9\td3\t1\n")
+    task = load_task(folder, split="dev")
+    assert (task.name, task.queries, task.qrels) == ("t/dev", {"q9": "other split?"}, {"q9": {"d3": 1}})
+    assert load_task(folder).name == "t" and "q9" not in load_task(folder).queries
+    with pytest.raises(TaskError, match=r"t: no qrels/train\.tsv"):
+        load_task(folder, split="train")
+
+
 def test_tolerates_what_differs_between_writers(tmp_path: Path) -> None:
     """Byte-order mark, CRLF, blank lines, a null title, no header, a raw U+2028 inside a string."""
     odd = '\ufeff{"_id": "d1", "title": null, "text": "a\u2028b"}\r\n\r\n{"_id": "d2", "text": "c"}'
