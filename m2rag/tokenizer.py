@@ -137,6 +137,11 @@ class TextTokenizer:
         """First 12 hex digits of the SHA-256 of the tokenizer's definition."""
         return hashlib.sha256(self._backend.to_str().encode()).hexdigest()[:12]
 
+    @property
+    def vocabulary(self) -> dict[str, int]:
+        """Token -> id."""
+        return self._backend.get_vocab()
+
     def encode(self, text: str) -> Tokens:
         """Tokens of one text."""
         return next(self.encode_many([text]))

@@ -9,12 +9,14 @@ import pytest
 import torch
 import yaml
 from tiny_training import WIDTH, WORDS, MakeRecipe, recipe_data, words, write_lines
-from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 from transformers import BertConfig, BertModel
 
+from m2rag.tokenizer import TextTokenizer
+from m2rag_train.distillation.cache import build_cache
 from m2rag_train.distillation.recipe import DistillRecipe
-from m2rag_train.distillation.teacher import Teacher, build_cache
+from m2rag_train.distillation.teacher import Teacher, WordPieceTeacher
 from m2rag_train.recipe import load_recipe
 
 torch.set_num_threads(1)
@@ -29,6 +31,9 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
     tokenizer.save(str(folder / "tokenizer.json"))
     torch.manual_seed(0)
     config = BertConfig(
@@ -45,8 +50,16 @@ def teacher_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def teacher(teacher_folder: Path) -> Teacher:
-    return Teacher(teacher_folder, dtype=torch.float32)
+def tokenizer(teacher_folder: Path) -> TextTokenizer:
+    """The student's: that of the teacher."""
+    tokenizer = TextTokenizer.from_folder(teacher_folder)
+    assert tokenizer is not None
+    return tokenizer
+
+
+@pytest.fixture(scope="session")
+def teacher(teacher_folder: Path, tokenizer: TextTokenizer) -> WordPieceTeacher:
+    return WordPieceTeacher(BertModel.from_pretrained(teacher_folder), tokenizer, dtype=torch.float32)
 
 
 @pytest.fixture(scope="session")

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from support.logs import logging_as_before
+from teachers import character_teacher
 from tiny_training import TEACHER, recipe_data, write_lines
 from tokenizers import Tokenizer, normalizers, pre_tokenizers
 from tokenizers.models import WordPiece
@@ -20,6 +22,7 @@ from typer.testing import CliRunner, Result
 from m2rag import M2Embedder
 from m2rag.cli.app import app
 from m2rag.tokenizer import VOCABULARY
+from m2rag_train.distillation.teacher import TextTeacher
 
 WIDTH = 8
 
@@ -92,6 +95,21 @@ def test_from_documents_to_an_embedder(folder: Path) -> None:
     assert done.stdout.strip() == str(folder / "run" / "model")
     vectors = M2Embedder(folder / "run" / "model").embed_documents(["a document", "another"]).vectors
     assert vectors.shape == (2, WIDTH)
+
+
+def test_a_teacher_of_another_kind_and_width(folder: Path) -> None:
+    teacher = character_teacher(folder / "other", 2 * WIDTH, limit=48)
+    train = ("train", folder / "recipe.yaml", "--data", folder / "data", "--set", f"teacher.model={teacher}")
+    # The vectors of 30,522 words by a teacher that learnt nothing would be all that this test waits for.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TextTeacher, "vectors_of_words", lambda self: np.ones((30522, self.dimension), np.float32))
+        first = in_this_process(*train, "--run", folder / "run", "--stop-after", "3")
+    assert first.exit_code == 0, first.stderr
+    assert "16 dimensions, reads text" in first.stderr
+    assert "the teacher's 16 dimensions become 8: " in first.stderr
+    done = in_this_process(*train, "--run", folder / "run")
+    assert done.exit_code == 0, done.stderr
+    assert M2Embedder(folder / "run" / "model").embed_documents(["a document"]).vectors.shape == (1, WIDTH)
 
 
 def recipe_with(folder: Path, text: str) -> Path:

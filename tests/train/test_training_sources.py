@@ -10,7 +10,8 @@ import pytest
 import zstandard
 from tiny_training import words, write_lines
 
-from m2rag_train.sources import ShortText, paired_documents, read_jsonl, sectioned_documents
+from m2rag_train.errors import TrainingDataError
+from m2rag_train.sources import ShortText, paired_documents, read_jsonl, sectioned_documents, text_of
 
 ROWS = [{"a": 1}, {"a": "two\u2028three", "b": [3]}]
 
@@ -46,8 +47,34 @@ def test_broken_line_names_file_and_line(tmp_path: Path, line: bytes, suffix: st
         path.write_bytes(content)
     rows = read_jsonl(path)
     assert next(rows) == {"a": 1}
-    with pytest.raises(ValueError, match=r"a\.jsonl.*, line 3: "):
+    with pytest.raises(TrainingDataError, match=r"a\.jsonl.*, line 3: "):
         next(rows)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(TrainingDataError, match=r"absent\.jsonl: No such file or directory"):
+        list(read_jsonl(tmp_path / "absent.jsonl"))
+    whole = packed(tmp_path / "a.jsonl.zst", b"".join(b'{"a": %d}\n' % i for i in range(1000)))
+    whole.write_bytes(whole.read_bytes()[:20] + b"broken" + whole.read_bytes()[26:])
+    with pytest.raises(TrainingDataError, match=r"a\.jsonl\.zst, after line \d+: "):
+        list(read_jsonl(whole))
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({}, "file, line 1: 'text' is missing; there are no keys"),
+        ({"txt": "a", "id": 1}, "file, line 1: 'text' is missing; there are 'txt', 'id'"),
+        ({"text": 1}, "file, line 1: 'text' is int, must be text"),
+        ({"text": None}, "file, line 1: 'text' is NoneType, must be text"),
+        ({"text": " \n"}, "file, line 1: 'text' is empty"),
+    ],
+)
+def test_a_text_that_is_not_there(row: dict[str, object], message: str) -> None:
+    with pytest.raises(TrainingDataError) as caught:
+        text_of(row, "text", "file, line 1")
+    assert str(caught.value) == message
+    assert text_of({"text": " "}, "text", "file, line 1", empty=True) == " "
 
 
 def test_blank_lines_are_skipped(tmp_path: Path) -> None:
@@ -136,3 +163,50 @@ def test_the_draw_depends_on_the_seed_alone(tmp_path: Path) -> None:
 
     assert draw(1) == draw(1)
     assert draw(1) != draw(2)
+
+
+SECTIONS = [{"heading": "One heading", "text": "And its text."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"sections": SECTIONS}, "'id' is missing"),
+        ({"id": "x", "text": "a"}, "'sections' must be a list of objects with 'heading' and 'text'"),
+        ({"id": "x", "sections": ["text"]}, "'sections' must be a list"),
+        ({"id": "x", "sections": [{"text": "a"}]}, "'heading' is missing; there are 'text'"),
+        ({"id": "x", "title": 7, "sections": SECTIONS}, "'title' is int, must be text"),
+        ({"id": "x", "sections": [{"heading": "", "text": " "}]}, "document 'x' is empty"),
+        ({"id": "x", "sections": []}, "document 'x' is empty"),
+        ({"id": "first", "sections": SECTIONS}, r"id 'first' is that of .*s\.jsonl, line 1, too"),
+    ],
+)
+def test_broken_sectioned_documents(tmp_path: Path, row: dict[str, object], message: str) -> None:
+    path = write_lines(tmp_path / "s.jsonl", [{"id": "first", "sections": SECTIONS}, row])
+    with pytest.raises(TrainingDataError, match=rf"s\.jsonl, line 2: {message}"):
+        list(sectioned_documents(path, random.Random(0), headings=1, sentences=1))
+
+
+@pytest.mark.parametrize(
+    ("document", "pair", "message"),
+    [
+        ({"text": "a"}, {}, r"d\.jsonl, line 2: '_id' is missing"),
+        ({"_id": "two"}, {}, r"d\.jsonl, line 2: 'text' is missing"),
+        ({"_id": "two", "text": ""}, {}, r"d\.jsonl, line 2: 'text' is empty"),
+        ({"_id": "one", "text": "a"}, {}, r"d\.jsonl, line 2: _id 'one' is that of .*line 1, too"),
+        ({}, {"query": " "}, r"p\.jsonl, line 1: 'query' is empty"),
+        ({}, {"document_id": 1}, r"p\.jsonl, line 1: 'document_id' is int"),
+        ({}, {"document_id": "three"}, r"p\.jsonl: none of its document_ids is an _id in .*d\.jsonl"),
+    ],
+)
+def test_broken_pairs(tmp_path: Path, document: dict[str, object], pair: dict[str, object], message: str) -> None:
+    documents = [{"_id": "one", "text": "a"}, document or {"_id": "two", "text": "b"}]
+    pairs = [{"query": "q", "document_id": "one", "kind": "question", **pair}]
+    paths = write_lines(tmp_path / "d.jsonl", documents), write_lines(tmp_path / "p.jsonl", pairs)
+    with pytest.raises(TrainingDataError, match=message):
+        list(paired_documents(*paths, random.Random(0), sentences=1))
+
+
+def test_documents_know_where_they_stand(sectioned: Path) -> None:
+    found = [document.where for document in sectioned_documents(sectioned, random.Random(0), headings=0, sentences=0)]
+    assert found == [f"{sectioned}, line 1", f"{sectioned}, line 2"]

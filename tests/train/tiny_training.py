@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from m2rag_train.distillation.cache import Shard
 from m2rag_train.distillation.recipe import DistillRecipe
-from m2rag_train.distillation.teacher import Shard
 
 WIDTH = 16
 SPAN = 6

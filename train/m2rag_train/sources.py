@@ -34,11 +34,12 @@ class ShortText:
 
 @dataclass(frozen=True)
 class TrainingDocument:
-    """A document and the short texts that belong to it."""
+    """A document and the short texts that belong to it; `where` is its file and line."""
 
     id: str
     text: str
     short_texts: list[ShortText] = field(default_factory=list)
+    where: str = ""
 
 
 def read_jsonl(path: Path) -> Iterator[dict[str, Any]]:
@@ -96,34 +97,75 @@ def text_of(row: dict[str, Any], key: str, where: str, *, empty: bool = False) -
 
 
 def sectioned_documents(path: Path, rng: random.Random, *, headings: int, sentences: int) -> Iterator[TrainingDocument]:
-    """Documents of a sectioned file, with up to `headings` headings and `sentences` sentences of each."""
-    for row in read_jsonl(path):
+    """Documents of a sectioned file, with up to `headings` headings and `sentences` sentences of each.
+
+    Raises:
+        TrainingDataError: a line is broken, lacks a field, has no text, or the id of another one.
+    """
+    lines = _Lines("id")
+    for where, row in numbered_rows(path):
+        key = lines.id_of(row, where)
         parts, found_headings, found_sentences = [], [], []
-        for section in row["sections"]:
-            heading, text = section["heading"].strip(), section["text"].strip()
+        for section in _sections(row, where):
+            heading = text_of(section, "heading", where, empty=True).strip()
+            text = text_of(section, "text", where, empty=True).strip()
             parts.append("\n".join(part for part in (heading, text) if part))
             if len(heading.split()) >= 2:
                 found_headings.append(heading)
             candidates = [s for s in _SENTENCE_END.split(text[:2000]) if 40 <= len(s) <= 400]
             if candidates:
                 found_sentences.append(rng.choice(candidates))
-        short = [ShortText(row["title"], "title")] if row.get("title") else []
-        if row.get("description"):
-            short.append(ShortText(row["description"], "description"))
+        if not any(parts):
+            raise TrainingDataError(f"{where}: document {key!r} is empty")
+        short = [
+            ShortText(text, kind)
+            for kind in ("title", "description")
+            if row.get(kind) is not None and (text := text_of(row, kind, where, empty=True)).strip()
+        ]
         for kind, found, count in (("heading", found_headings, headings), ("sentence", found_sentences, sentences)):
             unique = sorted(set(found))
             short += [ShortText(text, kind) for text in rng.sample(unique, min(count, len(unique)))]
-        yield TrainingDocument(row["id"], "\n\n".join(parts), short)
+        yield TrainingDocument(key, "\n\n".join(parts), short, where)
 
 
 def paired_documents(documents: Path, pairs: Path, rng: random.Random, *, sentences: int) -> Iterator[TrainingDocument]:
-    """Documents with the queries that have them as their answer."""
+    """Documents with the queries that have them as their answer.
+
+    Raises:
+        TrainingDataError: a line is broken, lacks a field, has no text, or the id of another one; or no query belongs
+            to any document.
+    """
     queries: dict[str, list[ShortText]] = {}
-    for row in read_jsonl(pairs):
-        queries.setdefault(row["document_id"], []).append(ShortText(row["query"], row["kind"]))
-    for row in read_jsonl(documents):
-        lines = [line.strip() for line in row["text"].split("\n")]
-        found = sorted({line for line in lines if 80 <= len(line) <= 400})
-        short = queries.get(row["_id"], [])
-        short = short + [ShortText(text, "sentence") for text in rng.sample(found, min(sentences, len(found)))]
-        yield TrainingDocument(row["_id"], row["text"], short)
+    for where, row in numbered_rows(pairs):
+        short = ShortText(text_of(row, "query", where), text_of(row, "kind", where))
+        queries.setdefault(text_of(row, "document_id", where), []).append(short)
+    lines = _Lines("_id")
+    for where, row in numbered_rows(documents):
+        key, text = lines.id_of(row, where), text_of(row, "text", where)
+        found = sorted({line for line in map(str.strip, text.split("\n")) if 80 <= len(line) <= 400})
+        chosen = [ShortText(line, "sentence") for line in rng.sample(found, min(sentences, len(found)))]
+        yield TrainingDocument(key, text, queries.get(key, []) + chosen, where)
+    if queries and not queries.keys() & lines.places.keys():
+        raise TrainingDataError(f"{pairs}: none of its document_ids is an _id in {documents}")
+
+
+class _Lines:
+    """The ids of a file and where they stand."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.places: dict[str, str] = {}
+
+    def id_of(self, row: dict[str, Any], where: str) -> str:
+        found = text_of(row, self.key, where)
+        if found in self.places:
+            raise TrainingDataError(f"{where}: {self.key} {found!r} is that of {self.places[found]}, too")
+        self.places[found] = where
+        return found
+
+
+def _sections(row: dict[str, Any], where: str) -> list[dict[str, Any]]:
+    sections = row.get("sections")
+    if not isinstance(sections, list) or not all(isinstance(section, dict) for section in sections):
+        raise TrainingDataError(f"{where}: 'sections' must be a list of objects with 'heading' and 'text'")
+    return sections

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from m2rag_train.distillation.cache import Shard
 from m2rag_train.distillation.recipe import Stage
-from m2rag_train.distillation.teacher import Shard
 
 
 @dataclass(frozen=True)

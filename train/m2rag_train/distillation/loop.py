@@ -8,28 +8,27 @@ the teacher's vector of that span, so the mean over all tokens, the document's v
 from __future__ import annotations
 
 import logging
-import math
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 from torch import nn
 
 from m2rag.models import M2BertModel
-from m2rag.models.modeling_m2_bert import LongConvFilter, M2BertMixer
+from m2rag.models.modeling_m2_bert import M2BertMixer
+from m2rag.tokenizer import TextTokenizer
 from m2rag_train.distillation.batches import Batch, BatchSampler, ShortTexts
+from m2rag_train.distillation.cache import STUDENT_FILE, build_cache, load_cache
 from m2rag_train.distillation.losses import classification_loss, contrastive_loss, cosine_loss
 from m2rag_train.distillation.recipe import DistillRecipe, Stage
-from m2rag_train.distillation.teacher import Teacher, build_cache, load_shards
-from m2rag_train.errors import DivergedError
+from m2rag_train.distillation.teacher import load_teacher
+from m2rag_train.errors import DivergedError, RecipeError
 from m2rag_train.export import save_embedder
+from m2rag_train.files import replacing
+from m2rag_train.optimizer import parameter_groups, warmup_cosine
 from m2rag_train.progress import Meter
 from m2rag_train.recipe import RunOptions
+from m2rag_train.trainer import deferred_interrupt
 
 logger = logging.getLogger(__name__)
 
@@ -37,21 +36,19 @@ STATE_FILE = "state.pt"
 
 
 def build_student(recipe: DistillRecipe, word_embeddings: torch.Tensor) -> M2BertModel:
-    """A student that passes its input through nearly unchanged, on the teacher's word embeddings (V, D).
+    """A student that passes its input through nearly unchanged, on word embeddings (V, D) from the teacher.
 
     Raises:
-        ValueError: the embeddings' shape is not the student's.
+        ValueError: the embeddings do not fit into the student's.
     """
     torch.manual_seed(recipe.seed)
     model = M2BertModel(recipe.model_config())
     own = model.embeddings.word_embeddings.weight
-    if own.shape != word_embeddings.shape:
-        raise ValueError(
-            f"teacher's word embeddings are {tuple(word_embeddings.shape)}, the student's {tuple(own.shape)}: "
-            "vocab_size and hidden_size must be the teacher's"
-        )
+    n_words, width = word_embeddings.shape
+    if n_words > own.shape[0] or width != own.shape[1]:
+        raise ValueError(f"word embeddings are {n_words, width}, the student's are {tuple(own.shape)}")
     with torch.no_grad():
-        own.copy_(word_embeddings * recipe.embedding_scale)
+        own[:n_words] = word_embeddings * recipe.embedding_scale
         model.embeddings.token_type_embeddings.weight.zero_()
         for mixer in (module for module in model.modules() if isinstance(module, M2BertMixer)):
             nn.init.normal_(mixer.short_conv.weight, std=0.02)
@@ -62,38 +59,6 @@ def build_student(recipe: DistillRecipe, word_embeddings: torch.Tensor) -> M2Ber
                 if filter_ is not None:
                     filter_.skip.fill_(1)
     return model
-
-
-def parameter_groups(model: M2BertModel, recipe: DistillRecipe) -> list[dict]:
-    """Groups for AdamW: embeddings, filters, matrices with weight decay, the rest without."""
-    in_filters = {id(p) for m in model.modules() if isinstance(m, LongConvFilter) for p in m.parameters()}
-    groups: dict[str, list[nn.Parameter]] = {"embeddings": [], "filters": [], "matrices": [], "rest": []}
-    for name, parameter in model.named_parameters():
-        if name.startswith("embeddings."):
-            groups["embeddings"].append(parameter)
-        elif id(parameter) in in_filters:
-            groups["filters"].append(parameter)
-        else:
-            groups["matrices" if parameter.dim() > 1 else "rest"].append(parameter)
-    rates = {"embeddings": recipe.embedding_lr, "filters": recipe.filter_lr}
-    return [
-        {
-            "params": parameters,
-            "lr": rates.get(name, recipe.lr),
-            "peak_lr": rates.get(name, recipe.lr),
-            "weight_decay": recipe.weight_decay if name == "matrices" else 0.0,
-        }
-        for name, parameters in groups.items()
-        if parameters
-    ]
-
-
-def lr_factor(step: int, recipe: DistillRecipe) -> float:
-    """Linear warm-up, then a cosine down to `final_lr`."""
-    if step < recipe.warmup_steps:
-        return (step + 1) / recipe.warmup_steps
-    progress = (step - recipe.warmup_steps) / max(recipe.total_steps - recipe.warmup_steps, 1)
-    return recipe.final_lr + (1 - recipe.final_lr) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
 class DocumentBank:
@@ -182,14 +147,17 @@ def total_loss(losses: dict[str, torch.Tensor], stage: Stage, recipe: DistillRec
 def run(recipe: DistillRecipe, options: RunOptions) -> Path | None:
     """Teacher's vectors (once), training, the finished model; see `Recipe.run`."""
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    teacher = Teacher(recipe.teacher.model, device=device)
-    build_cache(recipe, options.data, teacher, options.run / "teacher")
+    tokenizer = TextTokenizer.bundled()
+    if (size := recipe.model_config().vocab_size) < tokenizer.vocab_size:
+        raise RecipeError(f"{recipe.name}: model: vocab_size is {size}, the tokenizer has {tokenizer.vocab_size} ids")
+    cache = options.run / "teacher"
+    if not (cache / STUDENT_FILE).exists():
+        build_cache(recipe, options.data, load_teacher(recipe.teacher.model, tokenizer, device=device), cache)
     state = train(
         recipe,
         options.run,
-        teacher.word_embeddings,
-        cls_id=teacher.cls_id,
-        sep_id=teacher.sep_id,
+        cls_id=tokenizer.prefix[0],
+        sep_id=tokenizer.suffix[0],
         device=device,
         stop_after=options.stop_after,
     )
@@ -206,7 +174,6 @@ def trained(recipe: DistillRecipe, state: Path) -> M2BertModel:
 def train(
     recipe: DistillRecipe,
     run: Path,
-    word_embeddings: torch.Tensor,
     *,
     cls_id: int,
     sep_id: int,
@@ -218,8 +185,7 @@ def train(
     A run in pieces (stopped, interrupted or killed, and called again) takes the same steps as one in a piece.
 
     Args:
-        run: folder with `teacher/` shards; states are saved to `state.pt` every `save_every` steps.
-        word_embeddings: (V, D) of the teacher.
+        run: folder with what `build_cache` made in `teacher/`; states are saved to `state.pt` every `save_every` steps.
         cls_id, sep_id: special tokens of the student.
         device: "cpu", "cuda", "cuda:1", ...
         stop_after: steps of this call, for a run in pieces.
@@ -229,27 +195,36 @@ def train(
 
     Raises:
         DivergedError: a loss or gradient is not finite; names the step. The last saved state is intact.
+        CheckpointWriteError: a state could not be written. The one before is intact.
         KeyboardInterrupt: Ctrl-C; the step that ran was finished and saved.
         FileNotFoundError: there are no teacher vectors.
-        ValueError: shards, teacher and recipe do not belong together.
+        ValueError: the teacher's vectors and the recipe do not belong together.
     """
+    cache = load_cache(run / "teacher")
     sampler = BatchSampler(
-        load_shards(run / "teacher"),
+        cache.shard,
         span_tokens=recipe.teacher.span_tokens,
         cls_id=cls_id,
         sep_id=sep_id,
         seed=recipe.seed,
     )
-    model = build_student(recipe, word_embeddings).to(device).train()
+    model = build_student(recipe, torch.from_numpy(cache.words)).to(device).train()
     beta1, beta2 = recipe.betas
-    optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(beta1, beta2), foreach=True)
+    groups = parameter_groups(
+        model,
+        lr=recipe.lr,
+        embedding_lr=recipe.embedding_lr,
+        filter_lr=recipe.filter_lr,
+        weight_decay=recipe.weight_decay,
+    )
+    optimizer = torch.optim.AdamW(groups, betas=(beta1, beta2), foreach=True)
     bank = DocumentBank(recipe.bank_size, model.config.hidden_size)
     state_path = run / STATE_FILE
     first = _restore(state_path, model, optimizer, bank)
     last = recipe.total_steps if stop_after is None else min(first + stop_after, recipe.total_steps)
     logger.info("%s: steps %d to %d, %d documents", recipe.name, first, last, len(sampler.queries_of))
     meter = Meter(recipe.total_steps, lambda done: _tokens_left(recipe, sampler, done))
-    with _deferred_interrupt() as interrupted:
+    with deferred_interrupt() as interrupted:
         for step in range(first, last):
             stage = recipe.stage_at(step)
             batch = sampler.batch(step, stage)
@@ -262,8 +237,9 @@ def train(
             loss.backward()
             norm = nn.utils.clip_grad_norm_(model.parameters(), recipe.max_grad_norm)
             _check_finite("gradient norm", norm, recipe, step)
+            factor = warmup_cosine(step, total=recipe.total_steps, warmup=recipe.warmup_steps, final=recipe.final_lr)
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * lr_factor(step, recipe)
+                group["lr"] = group["peak_lr"] * factor
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             meter.add(step, batch.n_tokens, losses)
@@ -289,43 +265,15 @@ def _tokens_left(recipe: DistillRecipe, sampler: BatchSampler, done: int) -> flo
     return tokens
 
 
-@contextmanager
-def _deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C lets the running step end: an optimizer step cut in half could not be saved.
-
-    Gives a function that tells whether it was pressed. A second Ctrl-C interrupts at once. Outside the main thread,
-    where Python delivers no signals, nothing changes.
-    """
-    pressed = False
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        nonlocal pressed
-        pressed = True
-        signal.signal(signal.SIGINT, previous)
-        logger.info("interrupted: saving after this step")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    previous = signal.signal(signal.SIGINT, handler)
-    try:
-        yield lambda: pressed
-    finally:
-        signal.signal(signal.SIGINT, previous)
-
-
 def _save(path: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, bank: DocumentBank) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save(
-        {
-            "step": step,
-            "model": model.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "bank": {"vectors": bank.vectors, "documents": bank.documents},
-        },
-        temporary,
-    )
-    temporary.replace(path)
+    state = {
+        "step": step,
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "bank": {"vectors": bank.vectors, "documents": bank.documents},
+    }
+    with replacing(path) as temporary, temporary.open("wb") as stream:
+        torch.save(state, stream)
 
 
 def _restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, bank: DocumentBank) -> int:

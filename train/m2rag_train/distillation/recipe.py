@@ -32,8 +32,17 @@ class Source:
 class TeacherSettings:
     """Teacher vectors: one per span of `span_tokens` tokens of a document, and one per short text.
 
+    Where the teacher's vectors are wider than the student, their largest directions are the targets; where they are
+    narrower, all of them. The student's cosines are the teacher's, its single numbers are not.
+
     Attributes:
-        model: folder of a sentence encoder or its name on the model hub.
+        model: folder of a sentence-transformers model, or its name on the model hub.
+        span_tokens: of the student; the teacher reads the text that they cover.
+        max_short_tokens: the same for short texts, whose rest is not used.
+        min_document_tokens: shorter documents are not used.
+        max_document_tokens: the rest of longer ones is not used.
+        shard_tokens: tokens of one file of vectors.
+        seed: of the draw of documents.
     """
 
     model: str
@@ -82,7 +91,8 @@ class DistillRecipe(Recipe):
 
     Attributes:
         model: keys of `M2BertConfig`.
-        embedding_scale: factor of the teacher's word embeddings, which the student starts from.
+        embedding_scale: factor of what the student's word embeddings start from: the teacher's where it has the same
+            vocabulary and width, else its vectors of each token alone.
         classification_weight, classification_temperature: cross entropy among the step's teacher vectors.
         bank_size: documents of earlier steps kept as extra negatives of the contrastive loss.
         contrastive_temperature: of that loss.
@@ -123,6 +133,8 @@ class DistillRecipe(Recipe):
             raise ValueError(f"betas has {len(self.betas)} values, must have 2")
         if not self.stages:
             raise ValueError("stages is empty")
+        if (pooling := self.model_config().pooling) != "mean":
+            raise ValueError(f"model: pooling is {pooling!r}, must be 'mean'")
         max_tokens = self.model_config().max_tokens
         for number, stage in enumerate(self.stages):
             if stage.window_tokens > max_tokens:
