@@ -4,6 +4,9 @@ V1 comes as two data sets, one row per document and one per query; `answer_pids`
 V0 pairs two columns of older data sets: row i's query has row i's document as its only relevant one, though some rows
 share a meeting. Published checkpoints of M2-BERT were fine-tuned on LoCo's training sets, and BM25 comes close to them
 on V0: show it beside every figure.
+
+The hub was out of reach where this was written: it is tested on stand-ins with the same columns, not on the data sets
+themselves. Those of V0 were published with loading scripts, which `datasets` 4 and newer refuses to run; give copies.
 """
 
 from __future__ import annotations
