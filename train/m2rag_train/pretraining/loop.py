@@ -15,12 +15,11 @@ from torch import nn
 from transformers import TrainerCallback, TrainingArguments
 
 from m2rag.models import M2BertForMaskedLM
-from m2rag.models.modeling_m2_bert import HyenaFilter, LongConvFilter
 from m2rag.tokenizer import TextTokenizer
-from m2rag_train.errors import RecipeError, TrainingDataError
+from m2rag_train.errors import DivergedError, RecipeError, TrainingDataError
 from m2rag_train.files import replacing
 from m2rag_train.masked_lm import check_vocabulary, load_masked_lm, save_masked_lm
-from m2rag_train.optimizer import warmup_linear
+from m2rag_train.optimizer import published_groups, warmup_linear
 from m2rag_train.pretraining.batches import Collator, HeldOutRows, Masking, StepOrder, TrainingSamples
 from m2rag_train.pretraining.corpus import TokenFile, tokenised
 from m2rag_train.pretraining.evaluation import loss_sums, mean_losses
@@ -178,28 +177,15 @@ def read_sources(
 
 
 def parameter_groups(model: M2BertForMaskedLM, recipe: PretrainRecipe) -> list[dict[str, Any]]:
-    """Groups for AdamW as published: the filters' MLPs, their positional features, everything else."""
-    groups: dict[str, list[nn.Parameter]] = {"filters": [], "positions": [], "rest": []}
-    places: dict[int, str] = {}
-    for module in model.modules():
-        if isinstance(module, LongConvFilter):
-            for name, parameter in module.named_parameters():
-                # The skip term is no part of the taps' MLP.
-                places[id(parameter)] = "rest" if name == "skip" else "filters"
-            if isinstance(module, HyenaFilter):
-                places[id(module.z)] = "positions"
-    for parameter in model.parameters():
-        groups[places.get(id(parameter), "rest")].append(parameter)
-    rates = {
-        "filters": (recipe.filter_lr, recipe.filter_weight_decay),
-        "positions": (recipe.position_lr, 0.0),
-        "rest": (recipe.lr, recipe.weight_decay),
-    }
-    return [
-        {"params": parameters, "lr": rates[name][0], "weight_decay": rates[name][1]}
-        for name, parameters in groups.items()
-        if parameters
-    ]
+    """Groups for AdamW as published, with the recipe's rates."""
+    return published_groups(
+        model,
+        lr=recipe.lr,
+        weight_decay=recipe.weight_decay,
+        filter_lr=recipe.filter_lr,
+        filter_weight_decay=recipe.filter_weight_decay,
+        position_lr=recipe.position_lr,
+    )
 
 
 class PretrainTrainer(GuardedTrainer):
@@ -255,7 +241,11 @@ class PretrainTrainer(GuardedTrainer):
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, from a saved state or from the beginning."""
         self.first_step = _step_of(checkpoint)
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        try:
+            self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+        except DivergedError as error:
+            saved = last_checkpoint(Path(self.args.output_dir))
+            raise DivergedError(f"{error}; the last saved state is {saved or 'none'}") from error
 
     def _get_train_sampler(self, train_dataset: Any = None) -> StepOrder:
         samples = self.train_dataset
