@@ -18,9 +18,9 @@ from m2rag_train.export import save_embedder
 TEXTS = ["one short text", sentence(200), "Ünïcode, punctuation; and (brackets)!", "a"]
 
 
-def wide_model() -> M2BertModel:
+def wide_model(**changes: str) -> M2BertModel:
     """Vectors of the tiny model's usual weights are nearly equal; these differ from text to text."""
-    model = tiny_model(pooling="mean")
+    model = tiny_model(**{"pooling": "mean", **changes})
     with torch.no_grad():
         model.embeddings.word_embeddings.weight.mul_(50)
     return model
@@ -101,9 +101,28 @@ def test_export_twice_gives_the_same_bytes(exported: Path, tmp_path: Path, model
 
 
 @pytest.mark.parametrize("pooling", ["cls_tanh", "mean_tanh"])
-def test_other_poolings_are_refused(pooling: str, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"pooling is '{pooling}'; only 'mean'"):
-        save_embedder(tiny_model(pooling=pooling), tmp_path / "out")
+@pytest.mark.parametrize("padding", ["masked", "max_length"])
+def test_poolers_are_stock_modules_too(pooling: str, padding: str, tmp_path: Path) -> None:
+    from sentence_transformers import SentenceTransformer
+    from transformers import AutoModel, AutoTokenizer
+
+    out = save_embedder(wide_model(pooling=pooling, padding=padding), tmp_path)
+    expected = M2Embedder(out).embed_documents(TEXTS).vectors
+    stack = SentenceTransformer(str(out), device="cpu")
+    assert [type(module).__name__ for module in stack] == ["Transformer", "Pooling", "Dense", "Normalize"]
+    np.testing.assert_allclose(stack.encode(TEXTS), expected, atol=1e-5)
+    model, tokenizer = AutoModel.from_pretrained(out).eval(), AutoTokenizer.from_pretrained(out)
+    with torch.no_grad():
+        output = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).pooler_output
+    np.testing.assert_allclose(torch.nn.functional.normalize(output, dim=-1).numpy(), expected, atol=1e-5)
+    assert np.abs(expected[:, None] - expected[None]).max() > 0.05, "texts too alike to tell vectors apart"
+
+
+def test_a_model_without_its_pooler_is_refused(tmp_path: Path) -> None:
+    model = tiny_model(pooling="cls_tanh")
+    model.pooler = None
+    with pytest.raises(ValueError, match="pooling is 'cls_tanh', and the model has no pooler"):
+        save_embedder(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

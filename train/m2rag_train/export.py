@@ -4,68 +4,98 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import BertTokenizer
+from transformers import BertTokenizer, PreTrainedTokenizerBase
 
 from m2rag.errors import NonFiniteError
 from m2rag.models import M2BertConfig, M2BertModel
 from m2rag.tokenizer import VOCABULARY
 
-_MODULES = [
-    ("", "sentence_transformers.base.modules.transformer.Transformer"),
-    ("1_Pooling", "sentence_transformers.sentence_transformer.modules.pooling.Pooling"),
-    ("2_Normalize", "sentence_transformers.base.modules.normalize.Normalize"),
-]
+_PACKAGE = "sentence_transformers."
+_TRANSFORMER = ("", _PACKAGE + "base.modules.transformer.Transformer")
+_POOLING = ("1_Pooling", _PACKAGE + "sentence_transformer.modules.pooling.Pooling")
+_DENSE = ("2_Dense", _PACKAGE + "base.modules.dense.Dense")
+_NORMALIZE = _PACKAGE + "base.modules.normalize.Normalize"
 
 
-def save_embedder(model: M2BertModel, out: Path, *, dtype: torch.dtype = torch.float16) -> Path:
+def save_embedder(
+    model: M2BertModel,
+    out: Path,
+    *,
+    dtype: torch.dtype = torch.float16,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+) -> Path:
     """Write weights (stored as `dtype`, computed in fp32), configuration, tokenizer and the module list.
 
+    Pooling `mean` is a stock module; the dense layer with tanh of the two others is one too, so its weights are there
+    twice: in the model, for `M2Embedder` and `AutoModel`, and in a folder of their own, for `SentenceTransformer`.
+
+    Args:
+        tokenizer: of the model; default: the bundled bert-base-uncased.
+
     Raises:
-        ValueError: the model's pooling is not the plain mean, which is all a stock module list can express, or its
-            vocabulary is smaller than the tokenizer's.
+        ValueError: the model has no pooler for its pooling, or its vocabulary is smaller than the tokenizer's.
         NonFiniteError: a weight is not finite, or is out of the range of `dtype`.
     """
-    if model.config.pooling != "mean":
-        raise ValueError(f"pooling is {model.config.pooling!r}; only 'mean' can be written as stock modules")
-    tokenizer = BertTokenizer(str(VOCABULARY), do_lower_case=True, model_max_length=model.config.max_tokens)
-    if model.config.vocab_size < len(tokenizer):
-        raise ValueError(f"the model has {model.config.vocab_size} word embeddings, the tokenizer {len(tokenizer)} ids")
+    config = model.config
+    if config.pooling != "mean" and model.pooler is None:
+        raise ValueError(f"pooling is {config.pooling!r}, and the model has no pooler")
+    if tokenizer is None:
+        tokenizer = BertTokenizer(str(VOCABULARY), do_lower_case=True, model_max_length=config.max_tokens)
+    if config.vocab_size < len(tokenizer):
+        raise ValueError(f"the model has {config.vocab_size} word embeddings, the tokenizer {len(tokenizer)} ids")
     tensors = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
     for name, value in tensors.items():
         if not value.isfinite().all():
             raise NonFiniteError(f"{name}: not finite as {dtype}")
     out.mkdir(parents=True, exist_ok=True)
     # fp32 in the configuration, so that loaders widen the stored halves: filters need fp32 positions.
-    model.config.dtype = torch.float32
-    model.config.architectures = ["M2BertModel"]
-    model.config.save_pretrained(out)
-    weights = out / "model.safetensors"
-    save_file(tensors, weights, metadata={"format": "pt"})
-    # safetensors makes files that only their owner can read.
-    weights.chmod(0o644)
+    config.dtype = torch.float32
+    config.architectures = ["M2BertModel"]
+    config.save_pretrained(out)
+    _write_weights(tensors, out)
     tokenizer.save_pretrained(out)
-    _write_modules(out, model.config)
+    _write_modules(out, config, {key: tensors[f"pooler.{key}"] for key in ("weight", "bias") if model.pooler})
     return out
 
 
-def _write_modules(out: Path, config: M2BertConfig) -> None:
-    """The files that `SentenceTransformer` reads: transformer, mean pooling, normalisation."""
-    modules = [{"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(_MODULES)]
-    pooling = {"embedding_dimension": config.hidden_size, "pooling_mode": "mean", "include_prompt": True}
-    for name, content in {
-        "modules.json": modules,
+def _write_weights(tensors: dict[str, torch.Tensor], folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    weights = folder / "model.safetensors"
+    save_file(tensors, weights, metadata={"format": "pt"})
+    # safetensors makes files that only their owner can read.
+    weights.chmod(0o644)
+
+
+def _write_modules(out: Path, config: M2BertConfig, pooler: dict[str, torch.Tensor]) -> None:
+    """The files that `SentenceTransformer` reads: transformer, pooling, perhaps a dense layer, normalisation."""
+    size = config.hidden_size
+    modules = [_TRANSFORMER, _POOLING, *([_DENSE] if pooler else [])]
+    modules.append((f"{len(modules)}_Normalize", _NORMALIZE))
+    mode = "cls" if config.pooling == "cls_tanh" else "mean"
+    files: dict[str, Any] = {
+        "modules.json": [
+            {"idx": i, "name": str(i), "path": path, "type": kind} for i, (path, kind) in enumerate(modules)
+        ],
         "config_sentence_transformers.json": {
             "model_type": "SentenceTransformer",
             "prompts": {"query": "", "document": ""},
             "similarity_fn_name": "cosine",
         },
         "sentence_bert_config.json": {"max_seq_length": config.max_tokens, "do_lower_case": False},
-        "1_Pooling/config.json": pooling,
-        "2_Normalize/config.json": {},
-    }.items():
+        "1_Pooling/config.json": {"embedding_dimension": size, "pooling_mode": mode, "include_prompt": True},
+        f"{modules[-1][0]}/config.json": {},
+    }
+    if pooler:
+        _write_weights({f"linear.{key}": value for key, value in pooler.items()}, out / _DENSE[0])
+        tanh = "torch.nn.modules.activation.Tanh"
+        files["2_Dense/config.json"] = {
+            "in_features": size, "out_features": size, "bias": True, "activation_function": tanh,
+        }  # fmt: skip
+    for name, content in files.items():
         path = out / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

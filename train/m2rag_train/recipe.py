@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import re
 import types
 import typing
@@ -21,11 +22,13 @@ from huggingface_hub.errors import StrictDataclassError
 from m2rag._optional import require
 from m2rag.models import M2BertConfig
 from m2rag_train.errors import RecipeError
+from m2rag_train.files import replacing
 
 yaml = require("yaml", extra="train")
 
 # Kind -> where its dataclass is; imported when a recipe asks for it.
 KINDS = {
+    "classify": "m2rag_train.classification.recipe:ClassifyRecipe",
     "distill": "m2rag_train.distillation.recipe:DistillRecipe",
     "extend": "m2rag_train.extension.recipe:ExtendRecipe",
     "finetune": "m2rag_train.finetuning.recipe:FinetuneRecipe",
@@ -35,6 +38,7 @@ KINDS = {
 # YAML 1.1 takes a number without a point, 2e-5, for text.
 _POWER_OF_TEN = re.compile(r"[-+]?\d+[eE][-+]?\d+")
 
+RECIPE_FILE = "recipe.json"
 MODEL_FOLDER = "model"
 
 
@@ -71,7 +75,8 @@ class Recipe(ABC):
         """Do it, from the last saved state to the end.
 
         Returns:
-            Folder of the finished model; None if `stop_after` ended the call earlier.
+            Folder of the finished model, or the file of results of a kind that ends in figures; None if `stop_after`
+            ended the call earlier.
 
         Raises:
             TrainingDataError: the data is broken.
@@ -104,6 +109,28 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
         raise RecipeError(f"{path}: kind is {kind!r}, must be one of {', '.join(map(repr, sorted(KINDS)))}")
     module, _, name = KINDS[kind].partition(":")
     return _build(getattr(importlib.import_module(module), name), data, str(path))
+
+
+def check_same_recipe(recipe: Recipe, run: Path) -> None:
+    """Note the recipe in the folder of a run that begins; one that goes on must have the same.
+
+    Raises:
+        RecipeError: names the first key that differs.
+        CheckpointWriteError: the folder cannot be written to.
+    """
+    now = json.loads(json.dumps(dataclasses.asdict(recipe)))  # type: ignore[call-overload]
+    path = run / RECIPE_FILE
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    for key in {**before, **now}:
+        if before.get(key) != now.get(key):
+            raise RecipeError(
+                f"{run} holds a run with {key} {before.get(key)!r}, the recipe now says {now.get(key)!r}: "
+                "give another --run folder, or the recipe as it was"
+            )
 
 
 def model_config(keys: dict[str, Any]) -> M2BertConfig:

@@ -7,29 +7,28 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from m2rag_train.errors import CheckpointWriteError, DivergedError, RecipeError
+from m2rag_train.errors import DivergedError, RecipeError
+from m2rag_train.files import replacing
 from m2rag_train.progress import Meter
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINTS = "checkpoints"
-STAGING = "unfinished"
+STAGING = "being-written"
 
 _NAME = re.compile(r"checkpoint-(\d+)")
 
@@ -76,39 +75,30 @@ class GuardedTrainer(Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         runs, name = Path(self.args.output_dir), f"checkpoint-{self.state.global_step}"
-        staging = runs / STAGING
-        writes = self.is_world_process_zero()
+        staging, writes = runs / STAGING, self.is_world_process_zero()
+        with replacing(runs / name) if writes else nullcontext() as whole:
+            try:
+                self.args.output_dir = str(staging)
+                super()._save_checkpoint(model, trial)
+                self.args.output_dir = str(runs)
+                self.accelerator.wait_for_everyone()
+                if whole is not None:
+                    self._finish(staging / name, runs)
+                    (staging / name).rename(whole)
+            finally:
+                self.args.output_dir = str(runs)
+                if writes:
+                    shutil.rmtree(staging, ignore_errors=True)
         if writes:
-            shutil.rmtree(staging, ignore_errors=True)
-        self.accelerator.wait_for_everyone()
-        self.args.output_dir = str(staging)
-        try:
-            super()._save_checkpoint(model, trial)
-            if writes:
-                self.save_extra(staging / name)
-                if self.state.best_global_step:
-                    # The Trainer has seen the temporary name.
-                    self.state.best_model_checkpoint = str(runs / f"checkpoint-{self.state.best_global_step}")
-                    self.state.save_to_json(str(staging / name / "trainer_state.json"))
-            self.accelerator.wait_for_everyone()
-            if writes:
-                _sync(staging / name)
-                _replace(staging / name, runs / name)
-        except (OSError, SafetensorError, RuntimeError) as error:
-            if not _is_write_error(error):
-                raise
-            shutil.rmtree(staging, ignore_errors=True)
-            kept = last_checkpoint(runs)
-            raise CheckpointWriteError(
-                f"{self.run_name}: the state of step {self.state.global_step} could not be written to {runs} ({error}); "
-                f"the last one is {kept.name if kept else 'none'}: run again when there is room"
-            ) from error
-        finally:
-            self.args.output_dir = str(runs)
-        if writes:
-            shutil.rmtree(staging, ignore_errors=True)
             self._remove_older(runs)
         self.accelerator.wait_for_everyone()
+
+    def _finish(self, folder: Path, runs: Path) -> None:
+        self.save_extra(folder)
+        if self.state.best_global_step:
+            # The Trainer has seen the temporary name.
+            self.state.best_model_checkpoint = str(runs / f"checkpoint-{self.state.best_global_step}")
+            self.state.save_to_json(str(folder / "trainer_state.json"))
 
     def _remove_older(self, runs: Path) -> None:
         kept = {self.state.global_step, self.state.best_global_step}
@@ -127,6 +117,9 @@ class StepCallback(TrainerCallback):
         step_tokens: tokens of step i (from 0).
         total_steps: of the whole run.
         log_every: steps between two lines.
+
+    Attributes:
+        stopped: whether `stop_after` or Ctrl-C ended training before its last step.
     """
 
     def __init__(
@@ -143,7 +136,9 @@ class StepCallback(TrainerCallback):
         self._interrupted = interrupted
         self._stop_after = stop_after
         self._step_tokens = step_tokens
+        self._total_steps = total_steps
         self._first: int | None = None
+        self.stopped = False
         left = [0]
         for step in reversed(range(total_steps)):
             left.append(left[-1] + step_tokens(step))
@@ -161,6 +156,7 @@ class StepCallback(TrainerCallback):
         enough = self._stop_after is not None and state.global_step - self._first >= self._stop_after
         if enough or self._interrupted():
             control.should_save = control.should_training_stop = True
+            self.stopped = state.global_step < self._total_steps
 
 
 class _GradientCheck(TrainerCallback):
@@ -222,27 +218,3 @@ def one_device(arguments: TrainingArguments, device: str | None) -> TrainingArgu
 def _checkpoints(runs: Path) -> list[tuple[int, Path]]:
     found = [(_NAME.fullmatch(path.name), path) for path in runs.iterdir()] if runs.is_dir() else []
     return [(int(match[1]), path) for match, path in found if match]
-
-
-def _is_write_error(error: Exception) -> bool:
-    # torch.save reports a full disk as a RuntimeError of its zip writer.
-    return not isinstance(error, RuntimeError) or "PytorchStreamWriter" in str(error) or "inline_container" in str(error)
-
-
-def _sync(folder: Path) -> None:
-    """Have the disk hold what is written, so that a name that is there after a power cut has its content."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb") as stream:
-                os.fsync(stream.fileno())
-
-
-def _replace(source: Path, target: Path) -> None:
-    """Rename a folder over another one."""
-    if target.exists():
-        old = source.parent / "old"
-        target.rename(old)
-        source.rename(target)
-        shutil.rmtree(old)
-    else:
-        source.rename(target)

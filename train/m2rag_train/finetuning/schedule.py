@@ -1,0 +1,233 @@
+"""What each step trains on: planned as numbers before the run, so that a resumed run sees the same batches."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from m2rag.tokenizer import TextTokenizer
+from m2rag_train.errors import TrainingDataError
+from m2rag_train.finetuning.data import Pairs
+from m2rag_train.finetuning.recipe import FinetuneRecipe
+
+logger = logging.getLogger(__name__)
+
+# Candidates of a query, best first; None: any document.
+Ranking = Sequence[Sequence[int]] | None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A document, some of its queries, and documents that answer none of them; all by number."""
+
+    document: int
+    queries: tuple[int, ...]
+    negatives: tuple[int, ...] = ()
+
+
+Batch = list[Row]
+
+
+def plan_batches(pairs: Pairs, recipe: FinetuneRecipe, candidates: Ranking = None, *, multiple: int = 1) -> list[Batch]:
+    """Batches of all epochs. No document is in a batch twice, as document or negative.
+
+    Args:
+        candidates: for each query the documents that negatives are drawn from.
+        multiple: the number of batches is cut to a multiple of this: batches per step times processes.
+
+    Raises:
+        TrainingDataError: there are fewer batches than `multiple`.
+    """
+    batches: list[Batch] = []
+    with_queries = [number for number, queries in enumerate(pairs.queries_of) if queries]
+    orders = {number: _shuffled(pairs.queries_of[number], f"{recipe.seed} {number}") for number in with_queries}
+    for epoch in range(recipe.epochs):
+        rng = random.Random(f"{recipe.seed} epoch {epoch}")
+        rows = [
+            Row(number, queries)
+            for number in with_queries
+            for queries in _queries_of_rows(orders[number], epoch, recipe.queries_per_document, recipe.every_query)
+        ]
+        rng.shuffle(rows)
+        for batch in _without_repeats(rows, recipe.documents):
+            # What is left over at an epoch's end may have nothing to be told apart from.
+            if len(batch) == 1 < recipe.documents and not recipe.negatives.per_document:
+                continue
+            batches.append(_with_negatives(batch, pairs, recipe.negatives.per_document, candidates, rng))
+    whole = len(batches) - len(batches) % multiple
+    if not whole:
+        raise TrainingDataError(f"{recipe.name}: {len(batches)} batches, a step takes {multiple}: too few documents")
+    return batches[:whole]
+
+
+def _shuffled(numbers: Sequence[int], seed: str) -> list[int]:
+    return random.Random(seed).sample(numbers, len(numbers))
+
+
+def _queries_of_rows(order: list[int], epoch: int, size: int, every_query: bool) -> list[tuple[int, ...]]:
+    """The queries of each row that a document has in this epoch.
+
+    Epoch by epoch the draw goes on through the queries, so that all are asked equally often.
+    """
+    count = min(size, len(order))
+    rows = -(-len(order) // size) if every_query else 1
+    start = epoch * rows * count
+    return [tuple(order[(start + row * count + i) % len(order)] for i in range(count)) for row in range(rows)]
+
+
+def _without_repeats(rows: list[Row], size: int) -> list[Batch]:
+    """Rows in their order, in batches; a row whose document is in the batch waits for the next one."""
+    batches, waiting = [], deque(rows)
+    while waiting:
+        batch: Batch = []
+        put_off = []
+        while waiting and len(batch) < size:
+            row = waiting.popleft()
+            if any(row.document == other.document for other in batch):
+                put_off.append(row)
+            else:
+                batch.append(row)
+        waiting.extendleft(reversed(put_off))
+        batches.append(batch)
+    return batches
+
+
+def _with_negatives(batch: Batch, pairs: Pairs, count: int, candidates: Ranking, rng: random.Random) -> Batch:
+    if not count:
+        return batch
+    taken = {row.document for row in batch}
+    result = []
+    for row in batch:
+        excluded = taken.union(*(pairs.relevant[query] for query in row.queries))
+        if candidates is None:
+            # Drawn from more than needed, instead of from a list of all that are left.
+            pool = rng.sample(range(len(pairs.documents)), min(len(pairs.documents), count + len(excluded)))
+        else:
+            pool = sorted({number for query in row.queries for number in candidates[query]})
+            rng.shuffle(pool)
+        chosen = [number for number in pool if number not in excluded][:count]
+        taken.update(chosen)
+        result.append(Row(row.document, row.queries, tuple(chosen)))
+    return result
+
+
+class TokenTable:
+    """Token ids of texts, special tokens included, each cut to `max_tokens`.
+
+    Attributes:
+        lengths: (N,) tokens of each text before it was cut.
+        max_tokens: the limit.
+    """
+
+    def __init__(self, texts: Sequence[str], tokenizer: TextTokenizer, max_tokens: int) -> None:
+        room = max_tokens - len(tokenizer.prefix) - len(tokenizer.suffix)
+        kind = np.uint16 if tokenizer.vocab_size <= 65536 else np.int32
+        lengths = []
+        self._ids: list[np.ndarray] = []
+        for tokens in tokenizer.encode_many(texts):
+            lengths.append(len(tokens) + max_tokens - room)
+            ids = np.concatenate([tokenizer.prefix, tokens.ids[:room], tokenizer.suffix])
+            self._ids.append(ids.astype(kind))
+        self.lengths = np.array(lengths, dtype=np.int64)
+        self.max_tokens = max_tokens
+
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        """(n,) ids."""
+        return self._ids[number]
+
+    def used(self, number: int) -> int:
+        """Tokens of a text after it was cut."""
+        return len(self._ids[number])
+
+    def report(self, what: str) -> None:
+        """Log how many texts were cut. Nothing is cut in silence."""
+        cut = int((self.lengths > self.max_tokens).sum())
+        total = int(np.minimum(self.lengths, self.max_tokens).sum())
+        logger.info("%s %s, %s tokens, longest %s", f"{len(self):,}", what, f"{total:,}", f"{self.lengths.max():,}")
+        if cut:
+            lost = int((self.lengths - self.max_tokens).clip(min=0).sum())
+            logger.warning(
+                "%s of %s %s cut to %s tokens; %s tokens are not seen",
+                *(f"{cut:,}", f"{len(self):,}", what, f"{self.max_tokens:,}", f"{lost:,}"),
+            )
+
+
+class BatchCollator:
+    """A planned batch as tensors; `SentenceTransformerTrainer` calls it with the batch's number.
+
+    Attributes:
+        valid_label_columns: names that the trainer looks for in a dataset; there are none.
+    """
+
+    valid_label_columns: list[str] = []
+
+    def __init__(
+        self, batches: list[Batch], pairs: Pairs, queries: TokenTable, documents: TokenTable, *, columns: bool
+    ) -> None:
+        self._batches = batches
+        self._relevant = pairs.relevant
+        self._queries = queries
+        self._documents = documents
+        self._columns = columns
+
+    def tokens(self, batch: int) -> int:
+        """Tokens of a batch."""
+        rows = self._batches[batch]
+        documents = sum(self._documents.used(number) for row in rows for number in (row.document, *row.negatives))
+        return documents + sum(self._queries.used(query) for row in rows for query in row.queries)
+
+    def __call__(self, features: Sequence[Mapping[str, int]]) -> dict[str, Any]:
+        """Queries (Q, L) and documents (N, L) with `labels` as our losses take them.
+
+        With `columns`, for losses of sentence-transformers: queries (B, L), their documents (B, L), and as many columns
+        of negatives (B, L) as every row has.
+        """
+        rows = self._batches[features[0]["batch"]]
+        if self._columns:
+            return self._as_columns(rows)
+        queries = list(dict.fromkeys(query for row in rows for query in row.queries))
+        documents = [row.document for row in rows] + [number for row in rows for number in row.negatives]
+        relevant = [self._relevant[query] for query in queries]
+        width = max(map(len, relevant))
+        return {
+            **_named("query", self._queries, queries),
+            **_named("document", self._documents, documents),
+            "label": {
+                "queries": torch.tensor(queries),
+                "documents": torch.tensor(documents),
+                "relevant": torch.tensor([numbers + [-1] * (width - len(numbers)) for numbers in relevant]),
+            },
+        }
+
+    def _as_columns(self, rows: Batch) -> dict[str, Any]:
+        columns = {
+            **_named("query", self._queries, [row.queries[0] for row in rows]),
+            **_named("document", self._documents, [row.document for row in rows]),
+        }
+        for i in range(min(len(row.negatives) for row in rows)):
+            columns.update(_named(f"negative_{i + 1}", self._documents, [row.negatives[i] for row in rows]))
+        return columns
+
+
+def _named(name: str, table: TokenTable, numbers: Sequence[int]) -> dict[str, torch.Tensor]:
+    return {f"{name}_{key}": value for key, value in padded([table[number] for number in numbers]).items()}
+
+
+def padded(rows: Sequence[np.ndarray]) -> dict[str, torch.Tensor]:
+    """Ids of texts -> `input_ids` and `attention_mask`, (N, L) each."""
+    length = max(map(len, rows))
+    ids, mask = np.zeros((len(rows), length), dtype=np.int64), np.zeros((len(rows), length), dtype=np.int64)
+    for row, values in enumerate(rows):
+        ids[row, : len(values)] = values
+        mask[row, : len(values)] = 1
+    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
