@@ -128,7 +128,7 @@ def test_brackets_in_messages_are_kept(run, model: Path, tmp_path: Path, monkeyp
     def lacking(*_: object) -> None:
         raise MissingDependencyError("not installed: pip install 'm2rag[eval]'")
 
-    monkeypatch.setattr("m2rag.evaluation.evaluate_tasks", lacking)
+    monkeypatch.setattr("m2rag.evaluation.find_tasks", lacking)
     told = run("eval", tmp_path, "-m", model)
     assert told.exit_code == 1 and "pip install 'm2rag[eval]'" in told.stderr
 
