@@ -125,7 +125,7 @@ def test_letters_that_the_terminal_lacks(run, data, model: Path, tmp_path: Path)
 
 
 def test_brackets_in_messages_are_kept(run, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def lacking(*_: object) -> None:
+    def lacking(*_: object, **__: object) -> None:
         raise MissingDependencyError("not installed: pip install 'm2rag[eval]'")
 
     monkeypatch.setattr("m2rag.evaluation.find_tasks", lacking)

@@ -9,6 +9,9 @@ import pytest
 from datasets import Dataset
 from support.embedding_server import serving
 
+from m2rag.cli.evaluation import _LENGTHS
+from m2rag.evaluation import LENGTHS
+
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
@@ -72,6 +75,10 @@ def test_by_name_and_length(run, data, model: Path) -> None:
     assert "128" in told.stdout and "256" in told.stdout and "docs" not in told.stdout
     assert run("eval", "needle", "--lengths", "many", "-m", model).exit_code == 2
     assert run("eval", "needle", "--lengths", "16", "-m", model).exit_code == 1
+
+
+def test_lengths_are_those_of_the_tasks() -> None:
+    assert _LENGTHS == ",".join(map(str, LENGTHS)), "written out in the command, which imports no more than it needs"
 
 
 def test_loco_from_a_folder_named_in_the_environment(
