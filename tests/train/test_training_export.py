@@ -115,7 +115,7 @@ def test_poolers_are_stock_modules_too(pooling: str, padding: str, tmp_path: Pat
     with torch.no_grad():
         output = model(**tokenizer(TEXTS, padding=True, return_tensors="pt")).pooler_output
     np.testing.assert_allclose(torch.nn.functional.normalize(output, dim=-1).numpy(), expected, atol=1e-5)
-    assert np.abs(expected[:, None] - expected[None]).max() > 0.05, "texts too alike to tell vectors apart"
+    assert np.abs(expected[:, None] - expected[None]).max() > 1e-3, "texts too alike to tell vectors apart"
 
 
 def test_a_model_without_its_pooler_is_refused(tmp_path: Path) -> None:
