@@ -43,6 +43,8 @@ def train(
 
     Example: m2rag train train/recipes/m2rag-mini.yaml --run runs/mini --data DATA
     """
+    from transformers.utils.logging import disable_progress_bar
+
     from m2rag_train.errors import CheckpointWriteError
     from m2rag_train.recipe import RunOptions, load_recipe
 
@@ -51,6 +53,8 @@ def train(
     for handler in logging.getLogger().handlers:
         handler.setLevel(logging.DEBUG if verbose else logging.INFO)
     plan = load_recipe(recipe, changes or [])
+    # One for each file that is read or written: lines of the log say more.
+    disable_progress_bar()
     try:
         run.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -59,5 +63,5 @@ def train(
     if model is None:
         note(f"Stopped after {stop_after} steps; the same command goes on.")
     else:
-        note(f"Done. m2rag index PATHS --model {model} ...")
+        note(f"Done. m2rag index PATHS --model {model} ..." if (model / "modules.json").exists() else "Done.")
         typer.echo(model)

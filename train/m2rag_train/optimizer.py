@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from m2rag.models import M2BertModel
-from m2rag.models.modeling_m2_bert import LongConvFilter
+from m2rag.models.modeling_m2_bert import HyenaFilter, LongConvFilter
 
 
 def parameter_groups(
@@ -39,6 +39,41 @@ def parameter_groups(
             "peak_lr": rates.get(name, lr),
             "weight_decay": weight_decay if name == "matrices" else 0.0,
         }
+        for name, parameters in groups.items()
+        if parameters
+    ]
+
+
+def published_groups(
+    model: nn.Module,
+    *,
+    lr: float,
+    weight_decay: float,
+    filter_lr: float,
+    filter_weight_decay: float,
+    position_lr: float,
+) -> list[dict[str, Any]]:
+    """Groups for AdamW as the published models have them: the filters' MLPs, their positional features, the rest.
+
+    Args:
+        lr, weight_decay: of everything but the filters.
+        filter_lr, filter_weight_decay: of the MLPs that make the long convolutions' taps.
+        position_lr: of the positional features those MLPs start from, which have no decay.
+    """
+    groups: dict[str, list[nn.Parameter]] = {"filters": [], "positions": [], "rest": []}
+    places: dict[int, str] = {}
+    for module in model.modules():
+        if isinstance(module, LongConvFilter):
+            for name, parameter in module.named_parameters():
+                # The skip term is no part of the taps' MLP.
+                places[id(parameter)] = "rest" if name == "skip" else "filters"
+            if isinstance(module, HyenaFilter):
+                places[id(module.z)] = "positions"
+    for parameter in model.parameters():
+        groups[places.get(id(parameter), "rest")].append(parameter)
+    rates = {"filters": (filter_lr, filter_weight_decay), "positions": (position_lr, 0.0), "rest": (lr, weight_decay)}
+    return [
+        {"params": parameters, "lr": rates[name][0], "weight_decay": rates[name][1]}
         for name, parameters in groups.items()
         if parameters
     ]

@@ -27,7 +27,7 @@ from m2rag_train.export import save_embedder
 from m2rag_train.files import replacing
 from m2rag_train.optimizer import parameter_groups, warmup_cosine
 from m2rag_train.progress import Meter
-from m2rag_train.recipe import RunOptions
+from m2rag_train.recipe import RunOptions, check_same_recipe
 from m2rag_train.trainer import deferred_interrupt
 
 logger = logging.getLogger(__name__)
@@ -146,6 +146,7 @@ def total_loss(losses: dict[str, torch.Tensor], stage: Stage, recipe: DistillRec
 
 def run(recipe: DistillRecipe, options: RunOptions) -> Path | None:
     """Teacher's vectors (once), training, the finished model; see `Recipe.run`."""
+    check_same_recipe(recipe, options.run)
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     tokenizer = TextTokenizer.bundled()
     if (size := recipe.model_config().vocab_size) < tokenizer.vocab_size:
@@ -161,7 +162,11 @@ def run(recipe: DistillRecipe, options: RunOptions) -> Path | None:
         device=device,
         stop_after=options.stop_after,
     )
-    return save_embedder(trained(recipe, state), options.model) if _steps_of(state) == recipe.total_steps else None
+    if _steps_of(state) < recipe.total_steps:
+        return None
+    with replacing(options.model) as folder:
+        save_embedder(trained(recipe, state), folder)
+    return options.model
 
 
 def trained(recipe: DistillRecipe, state: Path) -> M2BertModel:
