@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from support.full_disk import writes_end_after
 from tiny_glue import classify_data, load, save_base, task_settings, write_task
 
+from m2rag.errors import CheckpointError
 from m2rag.models import M2BertForSequenceClassification, load_checkpoint
 from m2rag_train.classification import loop
 from m2rag_train.classification.loop import build_classifier, tokenise, tokenizer_of
@@ -131,6 +132,22 @@ def test_a_task_starts_from_another(finished: Path, data: Path) -> None:
     base = load_checkpoint(data / "base")
     assert torch.equal(fresh.bert.embeddings.word_embeddings.weight, base.embeddings.word_embeddings.weight)
     assert fresh.bert.pooler.weight.std() > 0 and fresh.config.problem_type == "single_label_classification"
+
+
+def test_a_base_without_a_configuration(data: Path, tmp_path: Path) -> None:
+    settings = TaskSettings("rte", lr=1e-3, epochs=1, batch_size=4)
+    shutil.copy(data / "base" / "model.safetensors", tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"no config\.json"):
+        build_classifier(tmp_path, settings, seed=0, keep_pooler=False)
+    told = json.loads((data / "base" / "config.json").read_text(encoding="utf-8"))
+    sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "long_conv_l_max")
+    others = ("max_position_embeddings", "hyena_filter_order", "use_positional_encodings", "filter", "padding")
+    keys = {key: told[key] for key in sizes + others}
+    model = build_classifier(tmp_path, settings, seed=0, keep_pooler=False, keys=keys)
+    assert model.config.hidden_size == 32 and model.config.filter == "multiscale"
+    # A base that describes itself is believed.
+    model = build_classifier(data / "base", settings, seed=0, keep_pooler=False, keys={"filter": "hyena"})
+    assert model.config.filter == "multiscale"
 
 
 def test_one_epoch_from_the_base_learns_less(finished: Path, data: Path, tmp_path: Path) -> None:

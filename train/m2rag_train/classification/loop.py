@@ -115,14 +115,17 @@ def _base(recipe: ClassifyRecipe, options: RunOptions) -> Path:
 
 
 def build_classifier(
-    base: Path, settings: TaskSettings, *, seed: int, keep_pooler: bool
+    base: Path, settings: TaskSettings, *, seed: int, keep_pooler: bool, keys: dict[str, Any] | None = None
 ) -> M2BertForSequenceClassification:
     """The encoder of a checkpoint under a new classifier.
 
     Args:
+        keys: configuration, for a base that has no `config.json`.
         keep_pooler: whether the dense layer of the pooling comes from the checkpoint, too; otherwise it is new.
     """
-    encoder = load_checkpoint(base, pooling=settings.pooling if keep_pooler else "mean")
+    described = (base if base.is_dir() else base.parent) / "config.json"
+    given = None if described.is_file() else keys
+    encoder = load_checkpoint(base, config=given, pooling=settings.pooling if keep_pooler else "mean")
     config = encoder.config
     config.pooling = settings.pooling
     config.num_labels = TASKS[settings.task].n_labels
@@ -146,7 +149,7 @@ def _one(recipe: ClassifyRecipe, settings: TaskSettings, seed: int, splits: _Spl
     else:
         first = next(other.seeds[0] for other in recipe.tasks if other.task == settings.start)
         start = _model_folder(options.run, settings.start, first)
-    model = build_classifier(start, settings, seed=seed, keep_pooler=settings.start is not None)
+    model = build_classifier(start, settings, seed=seed, keep_pooler=settings.start is not None, keys=recipe.model)
     if recipe.max_tokens > model.config.max_tokens:
         raise RecipeError(f"max_tokens is {recipe.max_tokens}, {recipe.base} takes {model.config.max_tokens}")
     folder = options.run / "runs" / f"{settings.task}-{seed}"

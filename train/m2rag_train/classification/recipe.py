@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from m2rag_train.classification.tasks import TASKS
-from m2rag_train.recipe import Recipe, RunOptions, check_positive
+from m2rag_train.recipe import Recipe, RunOptions, check_positive, model_config
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class ClassifyRecipe(Recipe):
     Attributes:
         base: pretrained M2-BERT: a folder or weights file under the data folder, a bundled name, or a name on the hub.
         tasks: what is trained, in this order.
+        model: keys of `M2BertConfig`, for a base without a `config.json`.
         source: name of the dataset on the model hub ("nyu-mll/glue"), or a folder under the data folder with a
             folder for each task: `train`, `validation` (MNLI: `validation_matched`, `validation_mismatched`) as .jsonl,
             .jsonl.zst, .tsv or .parquet, columns as in that dataset.
@@ -72,6 +73,7 @@ class ClassifyRecipe(Recipe):
     name: str
     base: str
     tasks: list[TaskSettings]
+    model: dict[str, Any] | None = None
     source: str = "nyu-mll/glue"
     max_tokens: int = 128
     betas: list[float] = field(default_factory=lambda: [0.9, 0.98])
@@ -92,6 +94,8 @@ class ClassifyRecipe(Recipe):
             raise ValueError(f"warmup is {self.warmup}, must be a fraction from 0 and below 1")
         if not self.tasks:
             raise ValueError("tasks is empty")
+        if self.model is not None:
+            model_config(self.model)
         earlier: set[str] = set()
         for number, settings in enumerate(self.tasks):
             if settings.task in earlier:
