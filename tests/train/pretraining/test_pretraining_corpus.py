@@ -33,7 +33,7 @@ def write(path: Path, *rows: Any) -> Path:
 
 def read(folder: Path, data: Path, held_out: float = 0.0, **source: Any) -> tuple[TokenFile, TokenFile]:
     source = {"name": "texts", "files": ["*.jsonl"], **source}
-    made = tokenised(TextSource(**source), TOKENIZER, data=data, cache=folder, held_out=held_out)
+    made = tokenised(TextSource(**source), TOKENIZER, 64, data=data, cache=folder, held_out=held_out)
     return TokenFile.open(made, "train"), TokenFile.open(made, "held_out")
 
 
@@ -72,11 +72,19 @@ def test_reading_stops_at_the_number_of_tokens(tmp_path: Path) -> None:
     assert [len(d) for d in documents(train)] == [10] * 4
 
 
-def test_sources_that_differ_in_mode_only_share_their_tokens(tmp_path: Path) -> None:
+def test_of_natural_documents_no_more_is_kept_than_a_row_takes(tmp_path: Path) -> None:
+    write(tmp_path / "a.jsonl", {"text": cycle_text(5000, 0)}, {"text": cycle_text(30, 0)})
+    natural, _ = read(tmp_path / "cache", tmp_path)
+    whole, _ = read(tmp_path / "cache", tmp_path, mode="concatenated")
+    assert documents(natural) == [ids(cycle_text(62, 0)), ids(cycle_text(30, 0))]
+    assert documents(whole) == [ids(cycle_text(5000, 0)), ids(cycle_text(30, 0))]
+
+
+def test_sources_of_the_same_text_share_their_tokens(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"text": cycle_text(10, 0)})
     cache = tmp_path / "cache"
     read(cache, tmp_path)
-    read(cache, tmp_path, name="again", mode="concatenated", weight=3.0)
+    read(cache, tmp_path, name="again", weight=3.0)
     assert len(list(cache.iterdir())) == 1
     # Other text at the same place is another source.
     write(tmp_path / "a.jsonl", {"text": "changed"})

@@ -6,6 +6,7 @@ import copy
 import math
 from typing import Literal, TypeVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -36,8 +37,8 @@ def extend_context(
       further away than the old length stays out of reach; it passes on from layer to layer only.
     - "stretch": taps are a function of d / length, as in a model trained at the new length from the beginning. A
       Hyena filter at 16 times the length spreads what it did over one token over 16, with taps divided by 16 so that
-      their sum stays; a multiscale filter spaces its time constants up to the new length. Everything is in reach, but
-      has to be learned anew.
+      their sum stays; a multiscale filter spaces its time constants up to the new length. All of the input is in reach,
+      but what the filters did to neighbours has to be learned anew.
 
     Args:
         model: an encoder, or one with a head, with "hyena" or "multiscale" filters.
@@ -89,41 +90,50 @@ def _extended_positions(weight: torch.Tensor, length: int, mode: Positions) -> t
 def _extended_filter(name: str, module: HyenaFilter, length: int, mode: Filters) -> dict[str, torch.Tensor]:
     """Grids of `length` positions for a Hyena filter, and its output weights where they change."""
     z, t = module.z.detach(), module.t.detach()
-    old, end = len(t), float(t[-1])
-    # The length that the features go around once in: a model extended with "keep" before has a longer grid than that.
-    period = 1 + (old - 1) / end
+    old = len(t)
+    step, period = float(t[-1]) / max(old - 1, 1), _period(z)
+    learned = (z - _features(old, z, step, period)).t()[None]
+    tensors = {}
     if mode == "keep":
-        new_end = end * (length - 1) / (old - 1)
-        learned = F.pad(z - _features(z, end, period), (0, 0, 0, length - old))
-        return {
-            f"{name}.t": _grid(t, length, new_end),
-            f"{name}.z": _features(z.new_empty(length, z.shape[1]), new_end, period) + learned,
-        }
-    new_period = 1 + (length - 1) / end
-    learned = _extended_positions(z - _features(z, end, period), length, "interpolate")
-    stretched = {
-        f"{name}.t": _grid(t, length, end),
-        f"{name}.z": _features(z.new_empty(length, z.shape[1]), end, new_period) + learned,
-    }
-    for part in ("mlp", "mlp_rev"):
-        mlp = getattr(module, part)
-        if mlp is not None:
-            stretched[f"{name}.{part}.output.weight"] = mlp.output.weight.detach() * (old / length)
-    return stretched
+        learned = F.pad(learned, (0, length - old))
+    else:
+        # What was at position p is at p * length / old.
+        step, period = step * old / length, period * length / old
+        reached = (old - 1) * length // old + 1
+        learned = F.interpolate(learned, size=reached, mode="linear", align_corners=True)
+        learned = F.pad(learned, (0, length - reached), mode="replicate")
+        for part in ("mlp", "mlp_rev"):
+            mlp = getattr(module, part)
+            if mlp is not None:
+                tensors[f"{name}.{part}.output.weight"] = mlp.output.weight.detach() * (old / length)
+    positions = torch.arange(length, device=t.device, dtype=torch.float64)[:, None]
+    tensors[f"{name}.t"] = (positions * step).to(t.dtype)
+    tensors[f"{name}.z"] = _features(length, z, step, period) + learned[0].t()
+    return tensors
 
 
-def _grid(t: torch.Tensor, length: int, end: float) -> torch.Tensor:
-    return torch.linspace(0, end, length, device=t.device, dtype=t.dtype)[:, None]
-
-
-def _features(like: torch.Tensor, end: float, period: float) -> torch.Tensor:
-    """Untrained features (L, E) on a grid of as many positions from 0 to `end` that turns once every `period`."""
-    length, width = like.shape
-    bands = (width - 1) // 2
+def _features(length: int, like: torch.Tensor, step: float, period: float) -> torch.Tensor:
+    """Untrained features (L, E): time in steps of `step`, and exponentials that turn once every `period` positions."""
+    bands = (like.shape[1] - 1) // 2
     position = torch.arange(length, device=like.device, dtype=torch.float64)[:, None]
-    phase = torch.linspace(1e-4, bands - 1, bands, device=like.device, dtype=torch.float64) * 2 * math.pi / period
-    t = torch.linspace(0, end, length, device=like.device, dtype=torch.float64)[:, None]
-    return torch.cat([t, torch.cos(position * phase), -torch.sin(position * phase)], dim=-1).to(like.dtype)
+    frequency = torch.linspace(1e-4, bands - 1, bands, device=like.device, dtype=torch.float64)
+    phase = position * frequency * (2 * math.pi / period)
+    return torch.cat([position * step, torch.cos(phase), -torch.sin(phase)], dim=-1).to(like.dtype)
+
+
+def _period(z: torch.Tensor) -> float:
+    """Positions in which the slowest whole exponential of features (L, E) turns once: L, or another in extended models.
+
+    Read off the fastest one by least squares, as training has moved every value a little.
+    """
+    length, width = z.shape
+    bands = (width - 1) // 2
+    if bands < 2 or length < 2:
+        return float(length)
+    values = z.double().cpu().numpy()
+    phase = np.unwrap(np.arctan2(-values[:, -1], values[:, bands]))
+    position = np.arange(length)
+    return 2 * math.pi * (bands - 1) * float(position @ position) / float(phase @ position)
 
 
 __all__ = ["Filters", "Positions", "extend_context"]

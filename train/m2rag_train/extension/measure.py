@@ -82,7 +82,7 @@ def compare(
 def _held_out(recipe: ExtendRecipe, options: RunOptions, tokenizer: TextTokenizer, name: str) -> TokenFile:
     source = next(source for source in recipe.sources if source.name == name)
     cache = options.run / "tokens" if recipe.token_cache is None else Path(recipe.token_cache)
-    folder = tokenised(source, tokenizer, data=options.data, cache=cache, held_out=recipe.held_out)
+    folder = tokenised(source, tokenizer, recipe.max_tokens, data=options.data, cache=cache, held_out=recipe.held_out)
     file = TokenFile.open(folder, "held_out")
     if not file.n_documents:
         raise TrainingDataError(f"source {name!r} has too few documents to hold any out: raise held_out")

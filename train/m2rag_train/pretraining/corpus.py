@@ -26,6 +26,9 @@ SUFFIXES = (".txt", ".jsonl", ".jsonl.zst")
 # Characters whose tokens are in memory at a time.
 _GROUP_CHARS = 4_000_000
 
+# Text of which a row takes the beginning is not tokenised to its end. A token of prose has four or five characters.
+_CHARS_PER_TOKEN = 16
+
 _ABOUT = "source.json"
 
 
@@ -61,21 +64,30 @@ class TokenFile:
         return self.tokens[self.starts[number] : self.starts[number + 1] - 1]
 
 
-def tokenised(source: TextSource, tokenizer: TextTokenizer, *, data: Path, cache: Path, held_out: float) -> Path:
+def tokenised(
+    source: TextSource, tokenizer: TextTokenizer, max_row: int, *, data: Path, cache: Path, held_out: float
+) -> Path:
     """Folder of the source's tokens; made if it is not there yet.
 
-    Sources that differ in mode, weight and name only share one. Every 1/held_out-th document goes to the held-out part.
+    Every 1/held_out-th document goes to the held-out part. Sources that differ in weight and name only share a folder.
+
+    Args:
+        max_row: longest row; of natural documents no more than that is kept.
+        data: folder that the source's files are in.
+        cache: folder for such folders.
 
     Raises:
         TrainingDataError: a file is missing or damaged, a row has no text, or there is no document at all.
         CheckpointWriteError: the disk is full.
     """
     files = source_files(source, data)
+    cut = max_row - len(tokenizer.prefix) - len(tokenizer.suffix) if source.mode == "natural" else None
     identity: dict[str, Any] = {
         "files": [(str(path.relative_to(data)), path.stat().st_size, path.stat().st_mtime_ns) for path in files],
         "dataset": [source.dataset, source.subset, source.split],
         "text_key": source.text_key,
         "max_tokens": source.max_tokens,
+        "cut": cut,
         "held_out": held_out,
         "tokenizer": tokenizer.identity,
         "dtype": "uint16" if tokenizer.vocab_size <= 2**16 else "uint32",
@@ -90,7 +102,7 @@ def tokenised(source: TextSource, tokenizer: TextTokenizer, *, data: Path, cache
     texts = _texts_of_dataset(source) if source.dataset else _texts_of_files(files, source.text_key)
     try:
         unfinished.mkdir(parents=True)
-        counts = _write(texts, tokenizer, unfinished, np.dtype(identity["dtype"]), source.max_tokens, held_out)
+        counts = _write(texts, tokenizer, unfinished, np.dtype(identity["dtype"]), cut, source.max_tokens, held_out)
         (unfinished / _ABOUT).write_text(json.dumps({**identity, **counts}, indent=2), encoding="utf-8")
     except OSError as error:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -161,6 +173,7 @@ def _write(
     tokenizer: TextTokenizer,
     folder: Path,
     dtype: np.dtype,
+    cut: int | None,
     max_tokens: int | None,
     held_out: float,
 ) -> dict[str, int]:
@@ -178,20 +191,22 @@ def _write(
         starts: dict[str, BinaryIO] = {"train": train_starts, "held_out": held_starts}
         for part in parts:
             starts[part].write(np.int64(0).tobytes())
-        for group in _groups(texts):
+        chars = None if cut is None else cut * _CHARS_PER_TOKEN
+        for group in _groups(text[:chars] for text in texts):
             for encoded in tokenizer.encode_many(group):
                 if not len(encoded):
                     counts["empty"] += 1
                     continue
+                kept = encoded.ids[:cut]
                 number = counts["documents"]
                 part = parts[int((number + 1) * held_out) > int(number * held_out)]
-                ids = np.concatenate([encoded.ids.astype(dtype), separator])
+                ids = np.concatenate([kept.astype(dtype), separator])
                 ends[part] += len(ids)
                 tokens[part].write(ids.tobytes())
                 starts[part].write(np.int64(ends[part]).tobytes())
                 counts["documents"] += 1
                 counts["held_out"] += part == "held_out"
-                counts["tokens"] += len(encoded)
+                counts["tokens"] += len(kept)
                 if max_tokens is not None and counts["tokens"] >= max_tokens:
                     return counts
     return counts

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from transformers import TrainerCallback, TrainingArguments
+from transformers import TrainingArguments
 
 from m2rag.models import M2BertForMaskedLM
 from m2rag.tokenizer import TextTokenizer
@@ -30,6 +30,7 @@ from m2rag_train.trainer import (
     CHECKPOINTS,
     GuardedTrainer,
     StepCallback,
+    StepSeed,
     deferred_interrupt,
     last_checkpoint,
     one_device,
@@ -161,7 +162,7 @@ def read_sources(
     for source in recipe.sources:
         # One process writes, the others find it written.
         with arguments.main_process_first(local=False, desc=source.name):
-            folder = tokenised(source, tokenizer, data=options.data, cache=cache, held_out=recipe.held_out)
+            folder = tokenised(source, tokenizer, max_tokens, data=options.data, cache=cache, held_out=recipe.held_out)
         parts = {
             part: rows_of(TokenFile.open(folder, part), source.mode, max_tokens, tokenizer.prefix, tokenizer.suffix)
             for part in ("train", "held_out")
@@ -236,7 +237,7 @@ class PretrainTrainer(GuardedTrainer):
             eval_dataset=self.held_out,
             optimizers=(optimizer, scheduler),
         )
-        self.add_callback(_StepSeed(recipe.seed))
+        self.add_callback(StepSeed(recipe.seed))
 
     def train_from(self, checkpoint: Path | None) -> None:
         """Train to the end, from a saved state or from the beginning."""
@@ -282,17 +283,6 @@ class PretrainTrainer(GuardedTrainer):
         self.log(metrics)
         self._evaluated = self.state.global_step, metrics
         return metrics
-
-
-class _StepSeed(TrainerCallback):
-    """Dropout is the only chance inside a step: seeded here, it does not depend on where a run was resumed."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed = seed
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # 2^20 processes at most, and seeds apart from each other by more steps than a run has.
-        torch.manual_seed((self.seed << 44) + (state.global_step << 20) + args.process_index)
 
 
 def _step_of(checkpoint: Path | None) -> int:
