@@ -22,7 +22,7 @@ WRITTEN = "river stone tower cloud village pond yellow zebra anchor bridge candl
 FILLER = "the cat sat on a mat while dogs ran far away and rain fell over old houses near".split()
 
 
-def text(topic: str, n_words: int, rng: np.random.Generator, share: float = 0.3) -> str:
+def text(topic: str, n_words: int, rng: np.random.Generator, share: float = 0.5) -> str:
     """Filler with the topic's word strewn in."""
     chosen = rng.choice(FILLER, n_words).tolist()
     for place in rng.choice(n_words, max(1, int(share * n_words)), replace=False):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 import time
@@ -35,7 +34,7 @@ from m2rag_train.finetuning.negatives import base_vectors, find_negatives
 from m2rag_train.finetuning.recipe import FinetuneRecipe
 from m2rag_train.finetuning.schedule import BatchCollator, TokenTable, plan_batches
 from m2rag_train.optimizer import parameter_groups, warmup_cosine
-from m2rag_train.recipe import RunOptions
+from m2rag_train.recipe import RunOptions, check_same_recipe
 from m2rag_train.trainer import (
     CHECKPOINTS,
     GuardedTrainer,
@@ -48,7 +47,6 @@ from m2rag_train.trainer import (
 logger = logging.getLogger(__name__)
 
 BASE_FOLDER = "base"
-RECIPE_FILE = "recipe.json"
 RESULT_FILE = "result.json"
 WEIGHTS = "model.safetensors"
 BANK = "bank.pt"
@@ -121,7 +119,7 @@ def run(recipe: FinetuneRecipe, options: RunOptions) -> Path | None:
     began = time.monotonic()
     arguments = _arguments(recipe, options)
     with PartialState().main_process_first():
-        _check_same_recipe(recipe, folder)
+        check_same_recipe(recipe, folder)
         prepared = _prepare(recipe, options, torch.device(arguments.device))
     vectors = None
     if recipe.loss.anchor_weight or (recipe.negatives.per_document and recipe.negatives.by == "model"):
@@ -177,23 +175,6 @@ def _arguments(recipe: FinetuneRecipe, options: RunOptions) -> SentenceTransform
     return one_device(arguments, options.device)
 
 
-def _check_same_recipe(recipe: FinetuneRecipe, folder: Path) -> None:
-    """A run in pieces must be one run."""
-    now = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    path = folder / RECIPE_FILE
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
-    if changed:
-        raise RecipeError(
-            f"{folder} holds a run with {changed[0]} {before.get(changed[0])!r}, the recipe now says "
-            f"{now.get(changed[0])!r}: give another --run folder, or the recipe as it was"
-        )
-
-
 def _prepare(recipe: FinetuneRecipe, options: RunOptions, device: torch.device) -> Prepared:
     pairs = load_pairs(recipe.sources, options.data)
     tasks = [] if recipe.evaluation is None else load_tasks(recipe.evaluation.tasks, options.data)
@@ -223,10 +204,10 @@ def _prepare(recipe: FinetuneRecipe, options: RunOptions, device: torch.device) 
     documents = TokenTable(pairs.documents, tokenizer, limit)
     documents.report("documents")
     evaluator = TaskEvaluator(tasks, tokenizer, limit) if tasks else None
-    return Prepared(_stack(base, device), hub_tokenizer, tokenizer, limit, pairs, queries, documents, evaluator)
+    return Prepared(stack_of(base, device), hub_tokenizer, tokenizer, limit, pairs, queries, documents, evaluator)
 
 
-def _stack(folder: Path, device: torch.device) -> SentenceTransformer:
+def stack_of(folder: Path, device: torch.device) -> SentenceTransformer:
     """The folder as sentence-transformers loads it; a dense layer behind the pooling is the model's own pooler."""
     stack = SentenceTransformer(str(folder), device=str(device))
     for module in stack:
