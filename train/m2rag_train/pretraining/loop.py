@@ -219,7 +219,8 @@ class PretrainTrainer(GuardedTrainer):
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         if recipe.gradient_checkpointing:
             # transformers gives it a new name in one of the releases we take.
-            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+            enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+            enable({"use_reentrant": False})
         beta1, beta2 = recipe.betas
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(beta1, beta2), eps=recipe.eps)
         warmup = round(recipe.warmup * recipe.steps)
