@@ -33,7 +33,7 @@ from m2rag import M2Embedder
 from m2rag.models import M2BertForMaskedLM, from_reference, load_checkpoint
 from m2rag.models.checkpoints import translate_key
 from m2rag.models.modeling_m2_bert import HyenaFilter
-from m2rag_train.errors import CheckpointWriteError, DivergedError, RecipeError
+from m2rag_train.errors import CheckpointWriteError, DivergedError, RecipeError, TrainingDataError
 from m2rag_train.pretraining.loop import PretrainTrainer, parameter_groups, training_arguments
 from m2rag_train.pretraining.mixture import Mixture
 from m2rag_train.recipe import load_recipe
@@ -271,6 +271,12 @@ def test_another_recipe_does_not_go_on(tmp_path: Path, data: Path) -> None:
     make_recipe(tmp_path, micro_batch_size=2, gradient_checkpointing=True, save_every=3).run(
         options(data, tmp_path, stop_after=1)
     )
+
+
+def test_a_run_that_could_not_begin_may_begin_with_another_recipe(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(TrainingDataError, match="no file matches"):
+        make_recipe(tmp_path, sources=[{"name": "a", "files": ["missing.jsonl"]}]).run(options(data, tmp_path))
+    assert make_recipe(tmp_path, steps=1).run(options(data, tmp_path)) is not None
 
 
 def test_batch_and_processes_must_fit(tmp_path: Path) -> None:

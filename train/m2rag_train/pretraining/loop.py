@@ -50,12 +50,17 @@ _FREE_TO_CHANGE = (
 def run(recipe: PretrainRecipe, options: RunOptions) -> Path | None:
     """Tokens of the sources, training from the last saved state on, the finished model; see `Recipe.run`."""
     arguments = training_arguments(recipe, options)
-    _check_recipe(recipe, options.run, arguments)
+    if arguments.process_index:
+        # One process tells what all of them do.
+        logging.getLogger("m2rag_train").setLevel(logging.WARNING)
+    _check_recipe(recipe, options.run)
     model, tokenizer = build_model(recipe)
     max_tokens = recipe.max_tokens or model.config.max_tokens
     if max_tokens > model.config.max_tokens:
         raise RecipeError(f"max_tokens is {max_tokens}, the base takes {model.config.max_tokens}: extend it first")
     mixture, held_out = read_sources(recipe, options, tokenizer, max_tokens, arguments)
+    if arguments.process_index == 0:
+        _note_recipe(recipe, options.run)
     trainer = PretrainTrainer(recipe, model, tokenizer, mixture, held_out, max_tokens, arguments)
     last = last_checkpoint(options.run / CHECKPOINTS)
     logger.info("%s: from step %s to %d", recipe.name, _step_of(last), recipe.steps)
@@ -290,21 +295,30 @@ def _step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
 
 
-def _check_recipe(recipe: PretrainRecipe, run: Path, arguments: TrainingArguments) -> None:
+def _check_recipe(recipe: PretrainRecipe, run: Path) -> None:
     """A run goes on with the recipe it began with.
 
     Raises:
         RecipeError: names the keys that differ.
     """
     path = run / RECIPE_FILE
-    given = json.loads(json.dumps(dataclasses.asdict(recipe)))
-    if path.is_file():
-        began = json.loads(path.read_text(encoding="utf-8"))
-        differing = [key for key in given if key not in _FREE_TO_CHANGE and given[key] != began.get(key)]
-        if differing:
-            raise RecipeError(
-                f"{run} was begun with another {', '.join(differing)}: go on with the same, or give another folder"
-            )
-    elif arguments.process_index == 0:
+    if not path.is_file():
+        return
+    began, given = json.loads(path.read_text(encoding="utf-8")), _as_json(recipe)
+    differing = [key for key in given if key not in _FREE_TO_CHANGE and given[key] != began.get(key)]
+    if differing:
+        raise RecipeError(
+            f"{run} was begun with another {', '.join(differing)}: go on with the same, or give another folder"
+        )
+
+
+def _note_recipe(recipe: PretrainRecipe, run: Path) -> None:
+    """Keep what the run was begun with, once it can begin."""
+    path = run / RECIPE_FILE
+    if not path.is_file():
         with replacing(path) as temporary:
-            temporary.write_text(json.dumps(given, indent=2) + "\n", encoding="utf-8")
+            temporary.write_text(json.dumps(_as_json(recipe), indent=2) + "\n", encoding="utf-8")
+
+
+def _as_json(recipe: PretrainRecipe) -> dict[str, Any]:
+    return json.loads(json.dumps(dataclasses.asdict(recipe)))
