@@ -119,8 +119,8 @@ def recipe_with(folder: Path, text: str) -> Path:
 
 
 def test_an_error_is_one_message(folder: Path) -> None:
-    told = in_a_new_process(recipe_with(folder, "stepz: 3\n"), "--run", folder / "run")
-    assert (told.returncode, told.stdout) == (1, "")
+    told = in_this_process("train", recipe_with(folder, "stepz: 3\n"), "--run", folder / "run")
+    assert (told.exit_code, told.stdout) == (1, "")
     assert told.stderr.startswith(f"Error: {folder / 'recipe.yaml'}: unknown keys stepz; known: name,")
     assert told.stderr.count("\n") == 1
     assert not (folder / "run").exists()

@@ -46,7 +46,7 @@ def train(
     from transformers.utils.logging import disable_progress_bar
 
     from m2rag_train.errors import CheckpointWriteError
-    from m2rag_train.recipe import RunOptions, load_recipe
+    from m2rag_train.recipe import RunOptions, is_first_process, load_recipe
 
     # A run of hours that says nothing looks like one that hangs.
     logging.getLogger("m2rag_train").setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -60,6 +60,8 @@ def train(
     except OSError as error:
         raise CheckpointWriteError(f"{run}: {error.strerror}") from error
     model = plan.run(RunOptions(run=run, data=data, device=device, stop_after=stop_after))
+    if not is_first_process():
+        return
     if model is None:
         note(f"Stopped after {stop_after} steps; the same command goes on.")
     else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
+import os
 import re
 import types
 import typing
@@ -114,10 +115,14 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
 def check_same_recipe(recipe: Recipe, run: Path) -> None:
     """Note the recipe in the folder of a run that begins; one that goes on must have the same.
 
+    Of several processes the first does it.
+
     Raises:
         RecipeError: names the first key that differs.
         CheckpointWriteError: the folder cannot be written to.
     """
+    if not is_first_process():
+        return
     now = json.loads(json.dumps(dataclasses.asdict(recipe)))  # type: ignore[call-overload]
     path = run / RECIPE_FILE
     if not path.exists():
@@ -131,6 +136,11 @@ def check_same_recipe(recipe: Recipe, run: Path) -> None:
                 f"{run} holds a run with {key} {before.get(key)!r}, the recipe now says {now.get(key)!r}: "
                 "give another --run folder, or the recipe as it was"
             )
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process, or the first of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def model_config(keys: dict[str, Any]) -> M2BertConfig:

@@ -159,6 +159,17 @@ class StepCallback(TrainerCallback):
             self.stopped = state.global_step < self._total_steps
 
 
+class StepSeed(TrainerCallback):
+    """Dropout is the only chance inside a step: seeded here, it does not depend on where a run was resumed."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        # 2^20 processes at most, and seeds apart from each other by more steps than a run has.
+        torch.manual_seed((self._seed << 44) + (state.global_step << 20) + args.process_index)
+
+
 class _GradientCheck(TrainerCallback):
     """One NaN in a gradient would be in every weight after the step."""
 

@@ -17,7 +17,6 @@ from transformers import (
     BertTokenizer,
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
-    TrainerCallback,
     TrainingArguments,
 )
 
@@ -26,16 +25,17 @@ from m2rag.models.checkpoints import TOKENIZER_FILES, resolve_checkpoint
 from m2rag.tokenizer import VOCABULARY
 from m2rag_train.classification.metrics import measure
 from m2rag_train.classification.recipe import ClassifyRecipe, TaskSettings
-from m2rag_train.classification.results import result_file, write_json, write_results
+from m2rag_train.classification.results import MARKDOWN_FILE, result_file, write_json, write_results
 from m2rag_train.classification.tasks import TASKS, Example, GlueTask, load_split
 from m2rag_train.errors import RecipeError
 from m2rag_train.files import replacing
 from m2rag_train.optimizer import published_groups, warmup_linear
-from m2rag_train.recipe import RunOptions, check_same_recipe
+from m2rag_train.recipe import RunOptions, check_same_recipe, is_first_process
 from m2rag_train.trainer import (
     CHECKPOINTS,
     GuardedTrainer,
     StepCallback,
+    StepSeed,
     deferred_interrupt,
     last_checkpoint,
     one_device,
@@ -61,7 +61,7 @@ def run(recipe: ClassifyRecipe, options: RunOptions) -> Path | None:
             if steps is None:
                 return None
             left = None if left is None else left - steps
-    return write_results(recipe, options.run)
+    return write_results(recipe, options.run) if is_first_process() else options.run / MARKDOWN_FILE
 
 
 @dataclass(frozen=True)
@@ -259,7 +259,7 @@ class ClassifyTrainer(GuardedTrainer):
             train_dataset=splits.train,
             optimizers=(optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)),
         )
-        self.add_callback(_StepSeed(seed))
+        self.add_callback(StepSeed(seed))
 
     def figures(self) -> dict[str, float]:
         """GLUE's metrics of the task, on all of its validation sets."""
@@ -271,14 +271,3 @@ class ClassifyTrainer(GuardedTrainer):
             for name in self._task.measures:
                 found[name + part] = measure(name, labels, predictions)
         return found
-
-
-class _StepSeed(TrainerCallback):
-    """Dropout is the only chance inside a step: seeded here, it does not depend on where a run was resumed."""
-
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        # 2^20 processes at most, and seeds apart from each other by more steps than a run has.
-        torch.manual_seed((self._seed << 44) + (state.global_step << 20) + args.process_index)
