@@ -156,6 +156,16 @@ def test_a_source_of_datasets_is_a_stream(tmp_path: Path) -> None:
     assert documents(train) == [ids(cycle_text(8, i)) for i in range(4)]
 
 
+def test_a_source_of_datasets_that_cannot_be_read(tmp_path: Path) -> None:
+    write(tmp_path / "set" / "train.jsonl", {"body": "a"})
+    with pytest.raises(TrainingDataError, match="set, row 0: 'text' is missing"):
+        read(tmp_path / "cache", tmp_path, files=[], dataset=str(tmp_path / "set"))
+    with pytest.raises(TrainingDataError, match="'texts': the data set 'no/such'.* cannot be read"):
+        read(tmp_path / "cache", tmp_path, files=[], dataset="no/such")
+    with pytest.raises(TrainingDataError, match="split 'test' cannot be read"):
+        read(tmp_path / "cache", tmp_path, files=[], dataset=str(tmp_path / "set"), split="test")
+
+
 def test_memory_does_not_grow_with_the_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(corpus, "_GROUP_CHARS", 10_000)
 

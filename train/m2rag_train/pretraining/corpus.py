@@ -163,9 +163,15 @@ def _text_of_sections(sections: object, where: str) -> str:
 
 def _texts_of_dataset(source: TextSource) -> Iterator[str]:
     datasets = require("datasets", extra="train")
-    rows = datasets.load_dataset(source.dataset, source.subset, split=source.split, streaming=True)
-    for number, row in enumerate(rows):
-        yield text_of(row, source.text_key, f"{source.dataset}, row {number}", empty=True)
+    try:
+        rows = datasets.load_dataset(source.dataset, source.subset, split=source.split, streaming=True)
+        for number, row in enumerate(rows):
+            yield text_of(row, source.text_key, f"{source.dataset}, row {number}", empty=True)
+    except TrainingDataError:
+        raise
+    except (OSError, ValueError) as error:
+        where = f"the data set {source.dataset!r}, subset {source.subset!r}, split {source.split!r}"
+        raise TrainingDataError(f"source {source.name!r}: {where} cannot be read: {error}") from error
 
 
 def _write(

@@ -286,7 +286,7 @@ class PretrainTrainer(GuardedTrainer):
         told = ", ".join(f"{name.removeprefix('eval_')} {value:.4f}" for name, value in metrics.items())
         if self.is_world_process_zero():
             logger.info("%s: held out, after step %d: %s", self.recipe.name, self.state.global_step, told)
-        self.log(metrics)
+        self.log(dict(metrics))  # which adds to what it is given
         self._evaluated = self.state.global_step, metrics
         return metrics
 
