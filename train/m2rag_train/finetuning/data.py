@@ -44,7 +44,7 @@ class Pairs:
 class _Collector:
     def __init__(self) -> None:
         self.pairs = Pairs()
-        self.repeated = 0
+        self.read = self.repeated = 0
         self._queries: dict[str, int] = {}
         self._documents: dict[str, int] = {}
 
@@ -56,6 +56,7 @@ class _Collector:
         return self._documents[text]
 
     def pair(self, query: str, document: int, negatives: Iterable[int] = ()) -> None:
+        self.read += 1
         pairs = self.pairs
         if query not in self._queries:
             self._queries[query] = len(pairs.queries)
@@ -84,7 +85,7 @@ def load_pairs(sources: Sequence[PairSource], data: Path) -> Pairs:
     """
     found = _Collector()
     for source in sources:
-        before = len(found.pairs.queries)
+        before = found.read
         if source.pairs is not None and source.documents is not None:
             _read_pairs(source, data / source.pairs, data / source.documents, found)
         elif source.rows is not None:
@@ -93,7 +94,7 @@ def load_pairs(sources: Sequence[PairSource], data: Path) -> Pairs:
             _read_task(data / source.task, source.split, found)
         else:
             _read_dataset(source, data, found)
-        if len(found.pairs.queries) == before:
+        if found.read == before:
             raise TrainingDataError(f"{_name(source)}: no pairs" + (f" of kind {source.kinds}" if source.kinds else ""))
     pairs = found.pairs
     for query, (relevant, given) in enumerate(zip(pairs.relevant, pairs.given, strict=True)):
