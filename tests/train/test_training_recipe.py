@@ -15,7 +15,7 @@ from tiny_training import recipe_data
 
 from m2rag_train.distillation.recipe import DistillRecipe, Source, Stage, TeacherSettings
 from m2rag_train.errors import RecipeError
-from m2rag_train.recipe import KINDS, Recipe, load_recipe, model_config
+from m2rag_train.recipe import KINDS, Recipe, check_same_recipe, load_recipe, model_config
 
 SHIPPED = sorted((Path(__file__).parents[2] / "train" / "recipes").glob("*.yaml"))
 
@@ -200,3 +200,23 @@ def test_stage_at_the_borders(tmp_path: Path, step: int, stage: int) -> None:
 
 def test_total_steps_is_the_sum(tmp_path: Path) -> None:
     assert load_recipe(write(tmp_path / "r.yaml", recipe_data())).total_steps == 30
+
+
+def test_a_run_goes_on_with_the_recipe_it_began_with(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.yaml", recipe_data())
+    check_same_recipe(load_recipe(path), tmp_path)
+    check_same_recipe(load_recipe(path), tmp_path)
+    with pytest.raises(
+        RecipeError, match="holds a run with lr 0.01, the recipe now says 0.5: give another --run folder"
+    ):
+        check_same_recipe(load_recipe(path, ["lr=0.5"]), tmp_path)
+
+
+def test_of_several_processes_the_first_notes_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_recipe(write(tmp_path / "r.yaml", recipe_data()))
+    monkeypatch.setenv("RANK", "1")
+    check_same_recipe(recipe, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["r.yaml"]
+    monkeypatch.setenv("RANK", "0")
+    check_same_recipe(recipe, tmp_path)
+    assert (tmp_path / "recipe.json").exists()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,28 @@ def test_dropout_resumes_exactly(data: Path, tmp_path: Path) -> None:
             run(recipe, tmp_path / name, tmp_path, stop_after=steps)
     one, other = (load_file(tmp_path / at / "models/cola-0/model.safetensors") for at in ("whole", "pieces"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "m2rag_train")
+    recipe = recipe_of(tmp_path, task_settings("cola", epochs=1, **MEAN))
+    step = loop.ClassifyTrainer.training_step
+
+    def interrupted_in_step_3(trainer: Any, *args: Any) -> torch.Tensor:
+        if trainer.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(trainer, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.ClassifyTrainer, "training_step", interrupted_in_step_3)
+        run(recipe, tmp_path / "run", data)
+    assert "cola, seed 0: stopped after step 3; saved: run again to go on" in caplog.text
+    run(recipe, tmp_path / "run", data)
+    assert "cola, seed 0: 6 steps, from checkpoint-3" in caplog.text
+    run(recipe, tmp_path / "whole", data)
+    assert results(tmp_path / "run") == results(tmp_path / "whole")
 
 
 def test_another_recipe_needs_another_folder(finished: Path, data: Path, tmp_path: Path) -> None:
