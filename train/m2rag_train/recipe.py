@@ -112,10 +112,13 @@ def load_recipe(path: str | Path, changes: Sequence[str] = ()) -> Recipe:
     return _build(getattr(importlib.import_module(module), name), data, str(path))
 
 
-def check_same_recipe(recipe: Recipe, run: Path) -> None:
+def check_same_recipe(recipe: Recipe, run: Path, free: Sequence[str] = ()) -> None:
     """Note the recipe in the folder of a run that begins; one that goes on must have the same.
 
     Of several processes the first does it.
+
+    Args:
+        free: keys that may differ, as they do not change what is trained.
 
     Raises:
         RecipeError: names the first key that differs.
@@ -131,7 +134,7 @@ def check_same_recipe(recipe: Recipe, run: Path) -> None:
         return
     before = json.loads(path.read_text(encoding="utf-8"))
     for key in {**before, **now}:
-        if before.get(key) != now.get(key):
+        if key not in free and before.get(key) != now.get(key):
             raise RecipeError(
                 f"{run} holds a run with {key} {before.get(key)!r}, the recipe now says {now.get(key)!r}: "
                 "give another --run folder, or the recipe as it was"

@@ -265,7 +265,7 @@ def test_a_loss_that_is_no_number_stops_the_run(tmp_path: Path, data: Path, monk
 
 def test_another_recipe_does_not_go_on(tmp_path: Path, data: Path) -> None:
     make_recipe(tmp_path).run(options(data, tmp_path, stop_after=1))
-    with pytest.raises(RecipeError, match="begun with another mask, seed"):
+    with pytest.raises(RecipeError, match=r"a run with mask 0\.3, the recipe now says 0\.2"):
         make_recipe(tmp_path, mask=0.2, seed=3).run(options(data, tmp_path))
     # What this machine can hold is no part of what is learned.
     make_recipe(tmp_path, micro_batch_size=2, gradient_checkpointing=True, save_every=3).run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import logging
 from collections.abc import Mapping
@@ -25,7 +24,7 @@ from m2rag_train.pretraining.corpus import TokenFile, tokenised
 from m2rag_train.pretraining.evaluation import loss_sums, mean_losses
 from m2rag_train.pretraining.mixture import Mixture, rows_of
 from m2rag_train.pretraining.recipe import PretrainRecipe
-from m2rag_train.recipe import RunOptions
+from m2rag_train.recipe import RECIPE_FILE, RunOptions, check_same_recipe, is_first_process
 from m2rag_train.trainer import (
     CHECKPOINTS,
     GuardedTrainer,
@@ -38,7 +37,6 @@ from m2rag_train.trainer import (
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.json"
 EVALUATION_FILE = "evaluation.json"
 
 # What may differ when a run goes on: none of it changes which samples a step is made of.
@@ -50,17 +48,18 @@ _FREE_TO_CHANGE = (
 def run(recipe: PretrainRecipe, options: RunOptions) -> Path | None:
     """Tokens of the sources, training from the last saved state on, the finished model; see `Recipe.run`."""
     arguments = training_arguments(recipe, options)
-    if arguments.process_index:
+    if not is_first_process():
         # One process tells what all of them do.
         logging.getLogger("m2rag_train").setLevel(logging.WARNING)
-    _check_recipe(recipe, options.run)
+    if (options.run / RECIPE_FILE).exists():
+        # Before hours of tokenising what another recipe asks for.
+        check_same_recipe(recipe, options.run, _FREE_TO_CHANGE)
     model, tokenizer = build_model(recipe)
     max_tokens = recipe.max_tokens or model.config.max_tokens
     if max_tokens > model.config.max_tokens:
         raise RecipeError(f"max_tokens is {max_tokens}, the base takes {model.config.max_tokens}: extend it first")
     mixture, held_out = read_sources(recipe, options, tokenizer, max_tokens, arguments)
-    if arguments.process_index == 0:
-        _note_recipe(recipe, options.run)
+    check_same_recipe(recipe, options.run, _FREE_TO_CHANGE)
     trainer = PretrainTrainer(recipe, model, tokenizer, mixture, held_out, max_tokens, arguments)
     last = last_checkpoint(options.run / CHECKPOINTS)
     logger.info("%s: from step %s to %d", recipe.name, _step_of(last), recipe.steps)
@@ -293,32 +292,3 @@ class PretrainTrainer(GuardedTrainer):
 
 def _step_of(checkpoint: Path | None) -> int:
     return 0 if checkpoint is None else int(checkpoint.name.rpartition("-")[2])
-
-
-def _check_recipe(recipe: PretrainRecipe, run: Path) -> None:
-    """A run goes on with the recipe it began with.
-
-    Raises:
-        RecipeError: names the keys that differ.
-    """
-    path = run / RECIPE_FILE
-    if not path.is_file():
-        return
-    began, given = json.loads(path.read_text(encoding="utf-8")), _as_json(recipe)
-    differing = [key for key in given if key not in _FREE_TO_CHANGE and given[key] != began.get(key)]
-    if differing:
-        raise RecipeError(
-            f"{run} was begun with another {', '.join(differing)}: go on with the same, or give another folder"
-        )
-
-
-def _note_recipe(recipe: PretrainRecipe, run: Path) -> None:
-    """Keep what the run was begun with, once it can begin."""
-    path = run / RECIPE_FILE
-    if not path.is_file():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(_as_json(recipe), indent=2) + "\n", encoding="utf-8")
-
-
-def _as_json(recipe: PretrainRecipe) -> dict[str, Any]:
-    return json.loads(json.dumps(dataclasses.asdict(recipe)))
