@@ -49,7 +49,12 @@ def set_up_logging(verbose: bool) -> None:
     handler = RichHandler(console=stderr, show_time=verbose, show_path=False, markup=False)
     # On the handler too: some packages set the level of their own logger.
     handler.setLevel(logging.DEBUG if verbose else logging.WARNING)
-    logging.basicConfig(level=logging.WARNING if verbose else logging.ERROR, handlers=[handler], force=True)
+    logging.basicConfig(
+        level=logging.WARNING if verbose else logging.ERROR,
+        format="%(name)s: %(message)s" if verbose else "%(message)s",  # the handler shows the level itself
+        handlers=[handler],
+        force=True,
+    )
     for package in ("m2rag", "m2rag_kernels"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.WARNING)
     # Documents that fail are listed at the end, with their causes.
