@@ -236,7 +236,7 @@ def test_bfloat16_autocast_stays_near(make: Callable[..., nn.Module]) -> None:
 def test_ranking_loss_of_one_right_document_is_cross_entropy() -> None:
     torch.manual_seed(0)
     scores, target = torch.randn(6, 9), torch.tensor([3, 1, 0, 2, 3, 3])
-    right = F.one_hot(target, 4).bool()
+    right = F.one_hot(target, 9).bool()
     torch.testing.assert_close(ranking_loss(scores, right), F.cross_entropy(scores, target))
 
 
@@ -253,38 +253,41 @@ def test_bank_holds_each_document_once_newest_first() -> None:
     assert torch.equal(again.vectors, bank.vectors) and torch.equal(again.documents, bank.documents)
 
 
-def test_bank_leaves_out_answers_and_documents_of_the_step() -> None:
-    bank = DocumentBank(10)
-    bank.push(torch.ones(4, 2), torch.tensor([77, 11, 50, 13]))
-    allowed = bank.negatives_of(LABELS)
-    # 77 answers query 2; 11 and 13 are in the step.
-    assert allowed.tolist() == [[True, False, True, False]] * 2 + [[False, False, True, False]] + [
-        [True, False, True, False]
-    ]
-
-
 @pytest.mark.parametrize("cached", [True, False])
-def test_bank_adds_negatives(cached: bool) -> None:
+def test_bank_adds_negatives_and_answers(cached: bool) -> None:
+    """Document 77, of the bank, answers query 2; document 11 is in the step and its old vector counts for nothing."""
     model = Stack()
     bank = DocumentBank(10)
     torch.manual_seed(0)
     old = torch.randn(3, 32)
     bank.push(old, torch.tensor([77, 50, 11]))
-    loss = RankingLoss(model, temperature=0.1, bank=bank, cached=cached)
-    found = loss([QUERIES, DOCUMENTS], LABELS)
+    found = RankingLoss(model, temperature=0.1, bank=bank, cached=cached)([QUERIES, DOCUMENTS], LABELS)
     q, d = dense_vectors(model, QUERIES), dense_vectors(model, DOCUMENTS)
-    everything = torch.cat([d, old])
+    everything = torch.cat([d, old[:2]])
+    right = F.pad(RIGHT, (0, 2))
+    right[2, 5] = True
     cosines = F.cosine_similarity(q[:, None], everything[None], dim=-1) / 0.1
     terms = []
-    for query, document in RIGHT.nonzero().tolist():
-        against = [n for n in range(5) if n == document or not RIGHT[query, n]]
-        against += [5, 6] if query != 2 else [6]
+    for query, document in right.nonzero().tolist():
+        against = [n for n in range(7) if n == document or not right[query, n]]
         terms.append(torch.logsumexp(cosines[query, against], 0) - cosines[query, document])
     expected = torch.stack(terms).mean()
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     assert_same(gradients_of(found, model), gradients_of(expected, model))
     assert bank.documents.tolist() == [10, 11, 12, 13, 14, 77, 50]
     torch.testing.assert_close(bank.vectors[:5], d.detach(), rtol=0, atol=2e-6)
+
+
+def test_documents_together_are_documents_apart() -> None:
+    """Padded to one length, masked: the same vectors, fewer passes."""
+    model = Stack()
+    apart = RankingLoss(model, cached=False)([QUERIES, DOCUMENTS], LABELS)
+    gradients = gradients_of(apart, model)
+    model.seen.clear()
+    together = RankingLoss(model, cached=False, document_tokens=130)([QUERIES, DOCUMENTS], LABELS)
+    assert [shape for shape, _ in model.seen if shape[1] > 7] == [(3, 40), (2, 60)]
+    torch.testing.assert_close(together, apart, rtol=0, atol=2e-6)
+    assert_same(gradients_of(together, model), gradients)
 
 
 def test_chunks_cover_every_row_and_cut_padding() -> None:

@@ -14,11 +14,12 @@ from tiny_finetuning import make_recipe
 from tiny_models import TOKENIZER, sentence
 
 from m2rag_train.errors import RecipeError, TrainingDataError
+from m2rag_train.finetuning import schedule
 from m2rag_train.finetuning.data import Pairs
 from m2rag_train.finetuning.losses import right_documents
 from m2rag_train.finetuning.negatives import find_negatives
 from m2rag_train.finetuning.recipe import FinetuneRecipe, Negatives
-from m2rag_train.finetuning.schedule import Batch, BatchCollator, TokenTable, plan_batches
+from m2rag_train.finetuning.schedule import Batch, BatchCollator, Ranking, TokenTable
 
 
 def world(n_documents: int = 9, queries: int = 5, extra: int = 3) -> Pairs:
@@ -44,6 +45,11 @@ def recipe(tmp_path: Path) -> Any:
         return make_recipe(tmp_path, **{"epochs": 3, "documents": 4, "queries_per_document": 2, **changes})
 
     return make
+
+
+def plan_batches(pairs: Pairs, recipe: FinetuneRecipe, candidates: Ranking = None, *, multiple: int = 1) -> list[Batch]:
+    lengths = [len(text.split()) for text in pairs.documents]
+    return schedule.plan_batches(pairs, recipe, lengths, candidates, multiple=multiple)
 
 
 def per_epoch(batches: list[Batch], epochs: int) -> list[list[Batch]]:
@@ -78,7 +84,10 @@ def test_every_query_in_one_epoch(recipe: Any) -> None:
     assert asked == {(document, query) for document, queries in enumerate(pairs.queries_of) for query in queries}
 
 
-@pytest.mark.parametrize("changes", [{}, {"every_query": True}, {"negatives": {"per_document": 2}}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"every_query": True}, {"negatives": {"per_document": 2}}, {"every_query": True, "batch_tokens": 99}],
+)
 def test_no_document_twice_in_a_batch(recipe: Any, changes: dict[str, Any]) -> None:
     for batch in plan_batches(world(), recipe(**changes)):
         documents = [number for row in batch for number in (row.document, *row.negatives)]
@@ -101,6 +110,36 @@ def test_negatives_come_from_the_candidates(recipe: Any) -> None:
     candidates = [[9, 10, relevant[0]] for relevant in pairs.relevant]
     for batch in plan_batches(pairs, recipe(documents=1, negatives={"per_document": 3}), candidates):
         assert set(batch[0].negatives) == {9, 10}, "there are no more, and the answer is none"
+
+
+def test_batches_by_tokens(recipe: Any) -> None:
+    """9 documents of 30 to 38 words: three fit into 120, but not four of the longest."""
+    batches = plan_batches(world(), recipe(epochs=4, documents=4, batch_tokens=140, loss={"bank": 5}))
+    for batch in batches:
+        longest = max(30 + row.document for row in batch)
+        assert len(batch) * longest <= 140 and len(batch) <= 4
+    assert max(len(batch) for batch in batches) == 4
+    seen = Counter(row.document for batch in batches for row in batch)
+    assert seen == {number: 4 for number in range(9)}
+    spread = [max(row.document for row in batch) - min(row.document for row in batch) for batch in batches]
+    assert sum(spread) / len(spread) < 5, "of like length"
+    meetings = {frozenset(row.document for row in batch) for batch in batches}
+    assert len(meetings) > 4, "not the same ones in every epoch"
+
+
+def test_a_document_above_the_limit_is_a_batch_of_its_own(recipe: Any) -> None:
+    batches = plan_batches(world(), recipe(epochs=1, batch_tokens=10, loss={"bank": 5}))
+    assert sorted(row.document for (row,) in batches) == list(range(9))
+
+
+def test_queries_of_the_bank_join_the_batch(recipe: Any) -> None:
+    pairs = world()
+    batches = plan_batches(pairs, recipe(loss={"bank": 20, "bank_queries": 6}))
+    for batch in batches:
+        assert len(batch[0].queries) == min(2, len(pairs.queries_of[batch[0].document])) + 6
+        assert all(len(row.queries) <= 2 for row in batch[1:])
+    plain = plan_batches(pairs, recipe(loss={"bank": 20}))
+    assert [row.document for row in plain[0]] == [row.document for row in batches[0]]
 
 
 def test_a_lonely_last_document_is_left_out(recipe: Any) -> None:
@@ -235,6 +274,8 @@ def test_given_negatives_must_be_there() -> None:
             {"loss": {"name": "cached_mnrl"}}, "queries_per_document is 2; 'cached_mnrl' takes pairs", id="pairs"
         ),
         pytest.param({"loss": {"name": "orthogonal", "bank": 4}}, "bank is for the loss 'mnrl'", id="bank"),
+        pytest.param({"loss": {"bank_queries": 4}}, "bank_queries needs a bank", id="queries without a bank"),
+        pytest.param({"batch_tokens": 0}, "batch_tokens is 0, must be above 0", id="no tokens"),
         pytest.param({"loss": {"name": "triplet"}}, "loss: name: 'triplet' is none of 'orthogonal', 'mnrl'", id="loss"),
         pytest.param({"loss": {"temperature": 0}}, "temperature is 0", id="temperature"),
         pytest.param({"loss": {"dimensions": [0]}}, "dimensions is", id="dimensions"),

@@ -59,7 +59,15 @@ def write_world(data: Path, *, n_words: int = 24, queries: int = 3) -> Path:
 
 def base_model(**changes: Any) -> M2BertModel:
     """Texts' vectors are about the mean of their words' vectors, as after any pretraining."""
-    model = tiny_model(**{"num_hidden_layers": 1, "hidden_dropout_prob": 0.1, "long_conv_l_max": 64, "max_position_embeddings": 64, **changes})
+    model = tiny_model(
+        **{
+            "num_hidden_layers": 1,
+            "hidden_dropout_prob": 0.1,
+            "long_conv_l_max": 64,
+            "max_position_embeddings": 64,
+            **changes,
+        }
+    )
     with torch.no_grad():
         model.embeddings.word_embeddings.weight.mul_(50)
     return model

@@ -48,7 +48,7 @@ class TaskEvaluator(SentenceEvaluator):
         encoder = encoder_of(model)
         training = encoder.training
         try:
-            backend = LocalBackend(encoder, tokenizer=self._tokenizer, device=encoder.device)
+            backend = LocalBackend(encoder, tokenizer=self._tokenizer, device=encoder.device, dtype="auto")
             embedder = M2Embedder(backend=backend, max_tokens=self._max_tokens)
             with torch.inference_mode():
                 found = {

@@ -122,12 +122,16 @@ def run(recipe: FinetuneRecipe, options: RunOptions) -> Path | None:
         check_same_recipe(recipe, folder)
         prepared = _prepare(recipe, options, torch.device(arguments.device))
     vectors = None
-    if recipe.loss.anchor_weight or (recipe.negatives.per_document and recipe.negatives.by == "model"):
+    mined = recipe.negatives.per_document and recipe.negatives.by == "model"
+    if recipe.loss.anchor_weight or recipe.loss.bank or mined:
+        dtype = torch.bfloat16 if recipe.autocast else torch.float32
+        cache = folder / "base_vectors.pt"
         with PartialState().main_process_first():
-            vectors = base_vectors(prepared.model, prepared.queries, prepared.documents, folder / "base_vectors.pt")
+            vectors = base_vectors(prepared.model, prepared.queries, prepared.documents, dtype, cache)
     candidates = find_negatives(recipe.negatives, prepared.pairs, vectors)
+    lengths = [prepared.documents.used(number) for number in range(len(prepared.documents))]
     batches = plan_batches(
-        prepared.pairs, recipe, candidates, multiple=recipe.accumulation * PartialState().num_processes
+        prepared.pairs, recipe, lengths, candidates, multiple=recipe.accumulation * PartialState().num_processes
     )
     collator = BatchCollator(
         batches, prepared.pairs, prepared.queries, prepared.documents, columns=recipe.loss.name == "cached_mnrl"
@@ -243,6 +247,7 @@ def _loss(
         temperature=settings.temperature,
         bank=bank,
         cached=settings.cached,
+        document_tokens=recipe.batch_tokens or 1,
         dimensions=dimensions,
         anchors=anchors,
     )
@@ -270,7 +275,11 @@ def _trainer(
     )
     optimizer = torch.optim.AdamW(groups, betas=(beta1, beta2), eps=recipe.eps)
     factor = partial(warmup_cosine, total=total, warmup=round(recipe.warmup * total), final=recipe.final_lr)
-    bank = DocumentBank(recipe.loss.bank) if recipe.loss.bank else None
+    bank = None
+    if recipe.loss.bank:
+        assert vectors is not None
+        bank = DocumentBank(recipe.loss.bank)
+        bank.push(vectors["documents"], torch.arange(len(vectors["documents"])))
     trainer = FinetuneTrainer(
         model=prepared.model,
         args=arguments,

@@ -175,12 +175,13 @@ class RankingLoss(RetrievalLoss):
     `CachedMultipleNegativesRankingLoss` does that too, for one query per document.
 
     With a `bank`, vectors of the documents of earlier steps are further negatives: with two documents per step a query
-    is told apart from all that were seen lately.
+    is told apart from all that were seen lately. A query whose document is in the bank only learns from that vector.
 
     Args:
         temperature: of the softmax.
         bank: see `DocumentBank`.
         cached: one document in memory at a time.
+        document_tokens: without `cached`, documents go through the model in groups of so many padded tokens.
         options: see `RetrievalLoss`.
     """
 
@@ -191,18 +192,22 @@ class RankingLoss(RetrievalLoss):
         temperature: float = 0.05,
         bank: DocumentBank | None = None,
         cached: bool = True,
+        document_tokens: int = 1,
         **options: object,
     ) -> None:
         super().__init__(model, **options)  # type: ignore[arg-type]
         self.temperature = temperature
         self.bank = bank
         self.cached = cached
+        self.document_tokens = document_tokens
 
     def forward(self, sentence_features: Iterable[Features], labels: Labels) -> torch.Tensor:
         """() loss; see the module for its inputs."""
         queries, documents = sentence_features
         if not self.cached:
-            return self._loss(self._dense(queries, self.chunk_tokens), self._dense(documents, 1), labels)
+            return self._loss(
+                self._dense(queries, self.chunk_tokens), self._dense(documents, self.document_tokens), labels
+            )
         return with_gradients(self.model, lambda gradients: self._compute(queries, documents, labels, gradients))
 
     def _dense(self, features: Features, max_tokens: int) -> torch.Tensor:
@@ -226,15 +231,17 @@ class RankingLoss(RetrievalLoss):
         right = right_documents(labels)
         bank = self.bank
         if bank is None or not len(bank.vectors):
-            earlier, allowed = documents[:0], right[:, :0]
+            earlier, elsewhere = documents[:0], right[:, :0]
         else:
-            earlier = bank.vectors.to(documents.device)
-            allowed = bank.negatives_of(labels).to(right.device)
+            stays = ~torch.isin(bank.documents, labels["documents"].cpu())
+            earlier = bank.vectors[stays].to(documents.device)
+            elsewhere = right_documents({**labels, "documents": bank.documents[stays].to(right.device)})
+        right = torch.cat([right, elsewhere], dim=1)
         cuts = self.cuts(queries, documents)
         total = torch.zeros((), device=queries.device)
         for q, d in cuts:
             old = F.normalize(earlier[:, : d.shape[1]], dim=-1)
-            scores = torch.cat([q @ d.t(), (q @ old.t()).masked_fill(~allowed, float("-inf"))], dim=1)
+            scores = torch.cat([q @ d.t(), q @ old.t()], dim=1)
             total = total + ranking_loss(scores / self.temperature, right)
         total = total / len(cuts)
         if self.anchors is not None:
@@ -269,12 +276,6 @@ class DocumentBank:
         self.vectors = torch.cat([new, old])[: self.size]
         self.documents = torch.cat([numbers, self.documents[stays]])[: self.size]
 
-    def negatives_of(self, labels: Labels) -> torch.Tensor:
-        """(Q, K) bool: entries that neither answer the query nor are in the step."""
-        relevant, present = labels["relevant"].cpu(), labels["documents"].cpu()
-        answers = (relevant[:, :, None] == self.documents).any(1)
-        return ~answers & ~torch.isin(self.documents, present)
-
     def state(self) -> dict[str, torch.Tensor]:
         """What `restore` takes."""
         return {"vectors": self.vectors, "documents": self.documents}
@@ -293,10 +294,10 @@ def ranking_loss(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Mean cross entropy over all pairs of a query and a right document, other right ones left out of its softmax.
 
     Args:
-        scores: (Q, N + K), divided by the temperature; -inf: left out.
-        right: (Q, N) bool, of the first N columns.
+        scores: (Q, N), divided by the temperature.
+        right: (Q, N) bool.
     """
     pairs = right.nonzero()
-    others = F.pad(right, (0, scores.shape[1] - right.shape[1]))[pairs[:, 0]]
+    others = right[pairs[:, 0]]
     others[torch.arange(len(pairs), device=scores.device), pairs[:, 1]] = False
     return F.cross_entropy(scores[pairs[:, 0]].masked_fill(others, float("-inf")), pairs[:, 1])

@@ -72,29 +72,33 @@ def _by_vectors(vectors: dict[str, torch.Tensor], pairs: Pairs, settings: Negati
 
 
 def base_vectors(
-    model: SentenceTransformer, queries: TokenTable, documents: TokenTable, cache: Path
+    model: SentenceTransformer, queries: TokenTable, documents: TokenTable, dtype: torch.dtype, cache: Path
 ) -> dict[str, torch.Tensor]:
     """Unit vectors `queries` (Q, D) and `documents` (N, D) by the model as it is, fp32 on the CPU.
 
     Args:
+        dtype: of the products, float32 or bfloat16.
         cache: file that keeps them for a resumed run.
     """
     if cache.exists():
         return torch.load(cache, map_location="cpu", weights_only=True)
     logger.info("embedding %s documents with the base model", f"{len(documents):,}")
-    vectors = {"queries": embed(model, queries), "documents": embed(model, documents)}
+    vectors = {"queries": embed(model, queries, dtype), "documents": embed(model, documents, dtype)}
     with replacing(cache) as temporary:
         torch.save(vectors, temporary)
     return vectors
 
 
-def embed(model: SentenceTransformer, table: TokenTable, *, batch_tokens: int = BATCH_TOKENS) -> torch.Tensor:
-    """Unit vectors (N, D) of texts, fp32 on the CPU, by the fast path of inference."""
+def embed(
+    model: SentenceTransformer, table: TokenTable, dtype: torch.dtype, *, batch_tokens: int = BATCH_TOKENS
+) -> torch.Tensor:
+    """Unit vectors (N, D) of texts, fp32 on the CPU, by the fast path of inference with products in `dtype`."""
     encoder = encoder_of(model)
-    training, device = model.training, encoder.device
+    training, device, precision = model.training, encoder.device, encoder.compute_dtype
     order = sorted(range(len(table)), key=table.used)
     vectors = torch.empty(len(table), encoder.config.hidden_size)
     model.eval()
+    encoder.compute_dtype = dtype
     try:
         with torch.inference_mode():
             while order:
@@ -104,5 +108,6 @@ def embed(model: SentenceTransformer, table: TokenTable, *, batch_tokens: int = 
                 found = F.normalize(model(features)["sentence_embedding"].float(), dim=-1)
                 vectors[batch] = found.cpu()
     finally:
+        encoder.compute_dtype = precision
         model.train(training)
     return vectors

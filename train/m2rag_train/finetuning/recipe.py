@@ -80,7 +80,9 @@ class Loss:
         name: "orthogonal", "mnrl", or "cached_mnrl": sentence-transformers' own, for comparison.
         form: of the orthogonal loss.
         temperature: of the two others.
-        bank: "mnrl": vectors of so many documents of earlier steps are further negatives.
+        bank: "mnrl": vectors of so many documents of earlier steps are further negatives; at first the base model's.
+        bank_queries: so many queries in each batch whose documents are in the bank only: more queries learn from each
+            document that is read, from a vector some steps old.
         cached: "mnrl": one document in memory at a time; without it a step is a quarter faster, if all of them fit.
         dimensions: Matryoshka: the loss is the mean over vectors cut to each of these; the model's own size is added.
         anchor_weight: weight of 1 - cos between each text's vector and its vector by the base model.
@@ -90,14 +92,17 @@ class Loss:
     form: Literal["squared", "absolute"] = "squared"
     temperature: float = 0.05
     bank: int = 0
+    bank_queries: int = 0
     cached: bool = True
     dimensions: list[int] = field(default_factory=list)
     anchor_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(self, "temperature")
-        if self.bank < 0 or self.anchor_weight < 0:
-            raise ValueError("bank and anchor_weight must be at least 0")
+        if self.bank < 0 or self.bank_queries < 0 or self.anchor_weight < 0:
+            raise ValueError("bank, bank_queries and anchor_weight must be at least 0")
+        if self.bank_queries and not self.bank:
+            raise ValueError("bank_queries needs a bank")
         if any(dimension < 1 for dimension in self.dimensions):
             raise ValueError(f"dimensions is {self.dimensions}, must be at least 1 each")
         if self.bank and self.name != "mnrl":
@@ -138,6 +143,8 @@ class FinetuneRecipe(Recipe):
         queries_per_document: queries in a row, at most.
         every_query: each document has as many rows per epoch as its queries fill; else one, with others each epoch.
         documents: rows in a batch.
+        batch_tokens: rows in a batch are of like length, and no more than so many tokens, pads included; `documents` is
+            then the most. Without `loss.cached` they go through the model together, so that they share its filters.
         accumulation: batches in a step.
         lr: peak learning rate of matrices and the rest; `embedding_lr` and `filter_lr`: of those, default the same.
         betas, eps, weight_decay: of AdamW; the decay applies to matrices only.
@@ -165,6 +172,7 @@ class FinetuneRecipe(Recipe):
     queries_per_document: int = 4
     every_query: bool = False
     documents: int = 2
+    batch_tokens: int | None = None
     accumulation: int = 1
     epochs: int = 1
     lr: float = 1e-4
@@ -186,7 +194,8 @@ class FinetuneRecipe(Recipe):
     def __post_init__(self) -> None:
         check_positive(
             self,
-            *("max_tokens", "max_query_tokens", "queries_per_document", "documents", "accumulation", "epochs"),
+            *("max_tokens", "max_query_tokens", "queries_per_document", "documents", "batch_tokens"),
+            *("accumulation", "epochs"),
             *("lr", "embedding_lr", "filter_lr", "eps", "max_grad_norm", "save_every"),
         )
         if not self.sources:

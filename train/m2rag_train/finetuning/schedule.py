@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,10 @@ Ranking = Sequence[Sequence[int]] | None
 
 @dataclass(frozen=True)
 class Row:
-    """A document, some of its queries, and documents that answer none of them; all by number."""
+    """A document, some of its queries, and documents that answer none of them; all by number.
+
+    With `bank_queries` a batch's first row has queries of other documents too: which answers which is in the pairs.
+    """
 
     document: int
     queries: tuple[int, ...]
@@ -35,10 +39,13 @@ class Row:
 Batch = list[Row]
 
 
-def plan_batches(pairs: Pairs, recipe: FinetuneRecipe, candidates: Ranking = None, *, multiple: int = 1) -> list[Batch]:
+def plan_batches(
+    pairs: Pairs, recipe: FinetuneRecipe, lengths: Sequence[int], candidates: Ranking = None, *, multiple: int = 1
+) -> list[Batch]:
     """Batches of all epochs. No document is in a batch twice, as document or negative.
 
     Args:
+        lengths: tokens of each document.
         candidates: for each query the documents that negatives are drawn from.
         multiple: the number of batches is cut to a multiple of this: batches per step times processes.
 
@@ -56,11 +63,17 @@ def plan_batches(pairs: Pairs, recipe: FinetuneRecipe, candidates: Ranking = Non
             for queries in _queries_of_rows(orders[number], epoch, recipe.queries_per_document, recipe.every_query)
         ]
         rng.shuffle(rows)
-        for batch in _without_repeats(rows, recipe.documents):
+        if recipe.batch_tokens is None:
+            of_epoch = _in_batches(rows, recipe.documents, math.inf, lengths)
+        else:
+            of_epoch = _in_batches(_by_length(rows, lengths, rng), recipe.documents, recipe.batch_tokens, lengths)
+            rng.shuffle(of_epoch)
+        for batch in of_epoch:
             # What is left over at an epoch's end may have nothing to be told apart from.
-            if len(batch) == 1 < recipe.documents and not recipe.negatives.per_document:
+            if len(batch) == 1 < recipe.documents and not recipe.negatives.per_document and not recipe.loss.bank:
                 continue
-            batches.append(_with_negatives(batch, pairs, recipe.negatives.per_document, candidates, rng))
+            batch = _with_negatives(batch, pairs, recipe.negatives.per_document, candidates, rng)
+            batches.append(_with_queries(batch, pairs, recipe.loss.bank_queries, rng))
     whole = len(batches) - len(batches) % multiple
     if not whole:
         raise TrainingDataError(f"{recipe.name}: {len(batches)} batches, a step takes {multiple}: too few documents")
@@ -82,14 +95,27 @@ def _queries_of_rows(order: list[int], epoch: int, size: int, every_query: bool)
     return [tuple(order[(start + row * count + i) % len(order)] for i in range(count)) for row in range(rows)]
 
 
-def _without_repeats(rows: list[Row], size: int) -> list[Batch]:
-    """Rows in their order, in batches; a row whose document is in the batch waits for the next one."""
+def _by_length(rows: list[Row], lengths: Sequence[int], rng: random.Random) -> list[Row]:
+    """Rows by the length of their documents, in a little disorder: the same ones do not meet in every epoch."""
+    jittered = {id(row): lengths[row.document] * rng.uniform(0.9, 1.1) for row in rows}
+    return sorted(rows, key=lambda row: jittered[id(row)])
+
+
+def _in_batches(rows: list[Row], size: int, max_tokens: float, lengths: Sequence[int]) -> list[Batch]:
+    """Rows in their order, in batches of up to `size` rows and `max_tokens` padded tokens, but at least one row.
+
+    A row whose document is in the batch waits for the next one.
+    """
     batches, waiting = [], deque(rows)
     while waiting:
         batch: Batch = []
-        put_off = []
+        put_off, longest = [], 0
         while waiting and len(batch) < size:
             row = waiting.popleft()
+            longest = max(longest, lengths[row.document])
+            if batch and longest * (len(batch) + 1) > max_tokens:
+                put_off.append(row)
+                break
             if any(row.document == other.document for other in batch):
                 put_off.append(row)
             else:
@@ -97,6 +123,13 @@ def _without_repeats(rows: list[Row], size: int) -> list[Batch]:
         waiting.extendleft(reversed(put_off))
         batches.append(batch)
     return batches
+
+
+def _with_queries(batch: Batch, pairs: Pairs, count: int, rng: random.Random) -> Batch:
+    """Queries of other documents, whose vectors are in the bank, join the first row's."""
+    drawn = tuple(rng.sample(range(len(pairs.queries)), min(count, len(pairs.queries))))
+    first = batch[0]
+    return [Row(first.document, first.queries + drawn, first.negatives), *batch[1:]] if drawn else batch
 
 
 def _with_negatives(batch: Batch, pairs: Pairs, count: int, candidates: Ranking, rng: random.Random) -> Batch:
