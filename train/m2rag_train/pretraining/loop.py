@@ -264,7 +264,7 @@ class PretrainTrainer(GuardedTrainer):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Mean loss over the held-out tokens to predict: "eval_loss", and "eval_<source>_loss" of each source."""
-        # The Trainer asks after the last step, and again at the end of the epoch.
+        # The Trainer has asked after the last step already where that is one of the regular ones.
         if self._evaluated[0] == self.state.global_step:
             return self._evaluated[1]
         sums = {}
@@ -286,6 +286,7 @@ class PretrainTrainer(GuardedTrainer):
         if self.is_world_process_zero():
             logger.info("%s: held out, after step %d: %s", self.recipe.name, self.state.global_step, told)
         self.log(dict(metrics))  # which adds to what it is given
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._evaluated = self.state.global_step, metrics
         return metrics
 
