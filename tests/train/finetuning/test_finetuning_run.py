@@ -291,6 +291,31 @@ def test_patience_ends_the_run(data: Path, tmp_path: Path, caplog: pytest.LogCap
     assert result["released"] == result["base"]
 
 
+@pytest.mark.parametrize("patience", [2, None])
+def test_a_full_disk_at_the_very_end(
+    patience: int | None, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last state is there: run again, nothing is trained, the model is written."""
+    evaluation = {"tasks": ["task"], "every": 1, "patience": patience}
+    recipe = make_recipe(tmp_path, evaluation=evaluation, lr=1e-12, epochs=1, documents=6)
+    save = loop.save_embedder
+
+    def full(model: Any, out: Path, **settings: Any) -> Path:
+        if out.name.endswith("model"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return save(model, out, **settings)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "save_embedder", full)
+        with pytest.raises(CheckpointWriteError, match="model could not be written: No space left on device"):
+            recipe.run(options(tmp_path, data))
+    assert not (tmp_path / "model").exists()
+    monkeypatch.setattr(FinetuneTrainer, "training_step", lambda *_: pytest.fail("nothing is left to train"))
+    assert recipe.run(options(tmp_path, data)) == tmp_path / "model"
+    steps = json.loads((tmp_path / "result.json").read_text(encoding="utf-8"))["steps"]
+    assert steps == (3 if patience else 6)
+
+
 def test_another_recipe_is_another_run(data: Path, tmp_path: Path) -> None:
     make_recipe(tmp_path).run(options(tmp_path, data, stop_after=1))
     with pytest.raises(RecipeError, match=r"holds a run with lr 0\.003, the recipe now says 0\.01: give another --run"):
@@ -314,3 +339,23 @@ def test_what_cannot_be_is_told_before_training(
     with pytest.raises(error, match=message):
         make_recipe(tmp_path, **changes).run(options(tmp_path, data))
     assert not (tmp_path / "checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["orthogonal", "mnrl"])
+def test_two_processes_are_twice_the_batches(loss: str, data: Path, tmp_path: Path) -> None:
+    """Each process takes every second batch; the sum of their gradients is that of one process that takes both."""
+    write_base(tmp_path / "base", hidden_dropout_prob=0.0)  # processes draw different dropout
+    settings: dict[str, Any] = {"base": str(tmp_path / "base"), "loss": {"name": loss}, "epochs": 1, "dtype": "float32"}
+    make_recipe(tmp_path / "one", accumulation=2, **settings).run(options(tmp_path / "one", data))
+    make_recipe(tmp_path / "two", **settings)
+    command = ["torch.distributed.run", "--nproc-per-node", "2", "-m", "--", "m2rag_train"]
+    command += [str(tmp_path / "two" / "recipe.yaml"), "--run", str(tmp_path / "two"), "--data", str(data)]
+    subprocess.run(
+        [sys.executable, "-m", *command, "--device", "cpu"], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    base = load_file(tmp_path / "base" / "model.safetensors")
+    assert max(float((one[name] - base[name]).abs().max()) for name in base) > 1e-3
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5, msg=name)
