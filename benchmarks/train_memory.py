@@ -11,7 +11,8 @@
 
 Every case is a fresh process: forward, backward, gradient norm, one AdamW step, products in bfloat16. Weights and
 tokens are random: neither speed nor memory depends on them. "Model" is the process with weights and the optimizer's
-state, "peak" the largest resident size of the whole process.
+state, "peak" the largest resident size of the whole process. Time is the processor's, in s, so that other work on the
+machine does not count; on one thread and an idle machine a clock shows the same.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import torch
-from common import RESULTS, Part, Rows, environment, read_csv, run_parts, significant, table, write_csv
+from common import RESULTS, Part, Row, Rows, environment, read_csv, run_parts, significant, table, write_csv
 from torch import nn
 
 from m2rag.models import M2BertConfig, M2BertModel
@@ -36,7 +37,7 @@ from m2rag_train.finetuning.losses import OrthogonalLoss, right_documents
 from m2rag_train.finetuning.schedule import padded
 
 RESULT = RESULTS / "train-memory.csv"
-COLUMNS = ("shape", "loss", "checkpointing", "n_tokens", "negatives", "seconds", "model_mb", "peak_mb", "step_mb")
+COLUMNS = ("shape", "loss", "checkpointing", "n_tokens", "negatives", "cpu_seconds", "model_mb", "peak_mb", "step_mb")
 SHAPES = {
     "80M": {"padding": "masked", "pooling": "mean"},
     "mini": {
@@ -60,24 +61,24 @@ class Case:
         loss: "orthogonal" or "dense".
         n_tokens: of the document and of each negative.
         negatives: their number.
-        checkpointing: layers are computed twice.
+        checkpointing: 1: layers are computed twice.
     """
 
     shape: str
     loss: str
     n_tokens: int
     negatives: int
-    checkpointing: bool
+    checkpointing: int
 
 
 CASES = [
-    *(Case("mini", "orthogonal", 4096, count, False) for count in (1, 4, 16)),
-    *(Case("mini", "dense", 4096, count, False) for count in (1, 4)),
-    Case("80M", "orthogonal", 2048, 1, False),
-    Case("80M", "orthogonal", 2048, 1, True),
-    Case("80M", "orthogonal", 32768, 1, True),
+    *(Case("mini", "orthogonal", 4096, count, 0) for count in (1, 4, 16)),
+    *(Case("mini", "dense", 4096, count, 0) for count in (1, 4)),
+    Case("80M", "orthogonal", 2048, 1, 0),
+    Case("80M", "orthogonal", 2048, 1, 1),
+    Case("80M", "orthogonal", 32768, 1, 1),
 ]
-DRY_CASES = [Case("toy", loss, 64, 2, twice) for loss in ("orthogonal", "dense") for twice in (False, True)]
+DRY_CASES = [Case("toy", loss, 64, 2, twice) for loss in ("orthogonal", "dense") for twice in (0, 1)]
 
 
 class Encoder(nn.Module):
@@ -103,7 +104,7 @@ def dense_loss(encoder: Encoder, features: list[dict[str, torch.Tensor]], right:
 
 
 def measure(case: Case) -> dict[str, float]:
-    """Seconds of a step, and memory of this process in MB before it and at its peak."""
+    """Seconds of the processor that a step takes, and memory of this process in MB before it and at its peak."""
     encoder = Encoder(case.shape)
     vocabulary = encoder.model.config.vocab_size
     if case.checkpointing:
@@ -119,7 +120,7 @@ def measure(case: Case) -> dict[str, float]:
     queries = padded([rng.integers(1000 % vocabulary, vocabulary, 16)])
     documents = padded([rng.integers(1000 % vocabulary, vocabulary, case.n_tokens) for _ in range(1 + case.negatives)])
     labels = {"documents": torch.arange(1 + case.negatives), "relevant": torch.tensor([[0]])}
-    start = time.perf_counter()
+    start = time.process_time()
     if case.loss == "dense":
         loss = dense_loss(encoder, [queries, documents], right_documents(labels))
     else:
@@ -127,23 +128,29 @@ def measure(case: Case) -> dict[str, float]:
     loss.backward()
     norm = nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
     optimizer.step()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     if not torch.isfinite(norm):
         raise FloatingPointError(f"the gradient norm is {norm}")
     peak_mb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
-        "seconds": significant(seconds, 3),
+        "cpu_seconds": significant(seconds, 3),
         "model_mb": round(model_mb),
         "peak_mb": round(peak_mb),
         "step_mb": round(peak_mb - model_mb),
     }
 
 
+def merged(new: list[Row], old: list[Row]) -> list[Row]:
+    """Rows in the order of the cases, a new one before an old one of the same case."""
+    found = [next((row for row in [*new, *old] if row.items() >= asdict(case).items()), None) for case in CASES]
+    return [row for row in found if row is not None]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--show", action="store_true")
     parser.add_argument("--dry-run", action="store_true")
-    parser.add_argument("--only", type=int, action="append", help="number of a case, from 0; repeatable; for a look")
+    parser.add_argument("--only", type=int, action="append", help="number of a case, from 0; repeatable")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     parser.add_argument("--rows", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -164,8 +171,8 @@ def main() -> None:
     failures = [f"{name}: {finished.failure}" for name, finished in done.items() if finished.failure]
     if failures:
         sys.exit("\n".join(failures))
-    if not arguments.dry_run and not arguments.only:
-        write_csv(RESULT, rows)
+    if not arguments.dry_run:
+        write_csv(RESULT, merged(rows, read_csv(RESULT) if RESULT.exists() else []))
 
 
 if __name__ == "__main__":
