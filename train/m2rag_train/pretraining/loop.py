@@ -286,7 +286,7 @@ class PretrainTrainer(GuardedTrainer):
         if self.is_world_process_zero():
             logger.info("%s: held out, after step %d: %s", self.recipe.name, self.state.global_step, told)
         self.log(dict(metrics))  # which adds to what it is given
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         self._evaluated = self.state.global_step, metrics
         return metrics
 
