@@ -30,9 +30,11 @@ $(STAMP_ALL): $(STAMP) $(INTEGRATIONS:=/pyproject.toml)
 demo: $(STAMP)
 	$(BIN)/m2rag demo
 
+# One process per core, one thread in each: together they are as many as there are cores.
+test: export OMP_NUM_THREADS := 1
 test: $(STAMP_ALL)
-	$(BIN)/python -m pytest -q
-	set -e; for folder in $(INTEGRATIONS); do (cd $$folder && $(abspath $(BIN))/python -m pytest -q); done
+	$(BIN)/python -m pytest -q -n auto
+	set -e; for folder in $(INTEGRATIONS); do (cd $$folder && $(abspath $(BIN))/python -m pytest -q -n auto); done
 
 lint: $(STAMP_ALL)
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from types import FrameType
 from typing import Any
 
 import torch
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from m2rag_train.errors import DivergedError, RecipeError
@@ -209,6 +209,12 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
 def last_checkpoint(runs: Path) -> Path | None:
     """The checkpoint of the highest step in a folder of checkpoints; None if there is none."""
     return max(_checkpoints(runs), default=(0, None))[1]
+
+
+def compute_layers_twice(model: PreTrainedModel) -> None:
+    """Gradient checkpointing: keep only the layers' inputs. transformers gives it a new name in a release we take."""
+    enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
+    enable({"use_reentrant": False})
 
 
 def one_device(arguments: TrainingArguments, device: str | None) -> TrainingArguments:

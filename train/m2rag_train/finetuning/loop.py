@@ -39,6 +39,7 @@ from m2rag_train.trainer import (
     CHECKPOINTS,
     GuardedTrainer,
     StepCallback,
+    compute_layers_twice,
     deferred_interrupt,
     last_checkpoint,
     one_device,
@@ -263,7 +264,7 @@ def _trainer(
 ) -> FinetuneTrainer:
     encoder = encoder_of(prepared.model)
     if recipe.gradient_checkpointing:
-        encoder.gradient_checkpointing_enable({"use_reentrant": False})
+        compute_layers_twice(encoder)
     total = n_batches // (recipe.accumulation * arguments.world_size)
     beta1, beta2 = recipe.betas
     groups = parameter_groups(

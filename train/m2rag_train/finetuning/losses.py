@@ -97,8 +97,9 @@ class OrthogonalLoss(RetrievalLoss):
     $$L = \frac{1}{|P|} \sum_{(q, d) \in P} f(1 - \cos(q, d)) + \frac{1}{|N|} \sum_{(q, d) \in N} f(\cos(q, d))$$
 
     over the step's pairs P that belong together and N that do not, both halves counting alike, as the reference samples
-    them. f(x) is x squared, or its absolute value (`form="absolute"`), the form of orthogonal projection loss
-    (arXiv:2103.14021), which the long-context retrieval models (arXiv:2402.07440) were fine-tuned with.
+    them. f(x) is x squared, or its absolute value (`form="absolute"`). The idea is that of orthogonal projection loss
+    (arXiv:2103.14021), which the long-context retrieval models (arXiv:2402.07440) name as theirs; their code of it is
+    not public.
 
     No term needs two documents, so one document is in memory at a time, with its activations, and each goes through
     the model once; the queries go through it twice. The gradient is that of the whole sum, and peak memory does not

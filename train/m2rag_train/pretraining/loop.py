@@ -30,6 +30,7 @@ from m2rag_train.trainer import (
     GuardedTrainer,
     StepCallback,
     StepSeed,
+    compute_layers_twice,
     deferred_interrupt,
     last_checkpoint,
     one_device,
@@ -222,9 +223,7 @@ class PretrainTrainer(GuardedTrainer):
         self.first_step = 0
         self._evaluated: tuple[int, dict[str, float]] = (-1, {})
         if recipe.gradient_checkpointing:
-            # transformers gives it a new name in one of the releases we take.
-            enable: Any = getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)
-            enable({"use_reentrant": False})
+            compute_layers_twice(model)
         beta1, beta2 = recipe.betas
         optimizer = torch.optim.AdamW(parameter_groups(model, recipe), betas=(beta1, beta2), eps=recipe.eps)
         warmup = round(recipe.warmup * recipe.steps)
