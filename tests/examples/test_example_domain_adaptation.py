@@ -82,7 +82,7 @@ def test_the_walk_through_runs_as_printed(raw: Path, monkeypatch: pytest.MonkeyP
     assert run_split(raw).returncode == 0
     monkeypatch.chdir(raw)
     (raw / "train").symlink_to(ROOT / "train")
-    few = ["--set", "epochs=1", "--set", "documents=2", "--set", "evaluation.every=2", "--device", "cpu"]
+    few = ["--set", "epochs=1", "--set", "documents=2", "--set", "evaluation.every=2"]
     trained = CliRunner().invoke(app, [*train, *few])
     assert trained.exit_code == 0, trained.output
     measured = CliRunner().invoke(app, [*evaluate, "--json"])

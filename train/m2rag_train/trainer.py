@@ -217,6 +217,11 @@ def compute_layers_twice(model: PreTrainedModel) -> None:
     enable({"use_reentrant": False})
 
 
+def on_cpu(device: str | None) -> bool:
+    """Whether a run on `device` (None: a GPU where there is one) is on the CPU, which the Trainer wants to be told."""
+    return device == "cpu" or not torch.cuda.is_available()
+
+
 def one_device(arguments: TrainingArguments, device: str | None) -> TrainingArguments:
     """Keep training on one device per process: transformers would spread a single process over all GPUs it sees.
 

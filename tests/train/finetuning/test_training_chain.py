@@ -27,7 +27,8 @@ def train(folder: Path, recipe: dict[str, Any]) -> Path:
     path = folder / f"{recipe['name']}.yaml"
     path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
     out = folder / "runs" / recipe["name"]
-    printed = run("train", path, "--run", out, "--data", folder, "--device", "cpu")
+    # As a user types it: no device, and the recipe's default of bf16.
+    printed = run("train", path, "--run", out, "--data", folder)
     assert printed.strip() == str(out / "model")
     return out / "model"
 
@@ -37,7 +38,7 @@ def test_pretrain_extend_fine_tune_evaluate(tmp_path: Path) -> None:
     write_cycles(tmp_path)
     write_world(tmp_path, n_words=48)  # longer than the pretrained model reads, so that the extended one is needed
 
-    pretrained = train(tmp_path, pretrain_data(name="pretrain", steps=60, save_every=60, model=MODEL))
+    pretrained = train(tmp_path, pretrain_data(name="pretrain", steps=60, save_every=60, model=MODEL, bf16=True))
     losses = json.loads((pretrained.parent / "evaluation.json").read_text(encoding="utf-8"))
     learned = losses["eval_loss"]
     assert learned < 0.7 * UNIGRAM_LOSS, f"{learned}: words are told from their neighbours no better than by frequency"
@@ -52,7 +53,7 @@ def test_pretrain_extend_fine_tune_evaluate(tmp_path: Path) -> None:
     kept = next(way for way in report["after"] if way["positions"] == "tile" and way["filters"] == "keep")
     assert kept["long_loss"] < report["before"]["long_loss"] + 0.3, "twice as long, and what was learned is still there"
 
-    recipe = recipe_data(name="finetune", base=str(extended), pooling="mean", epochs=6, every_query=True)
+    recipe = recipe_data(name="finetune", base=str(extended), pooling="mean", epochs=6, every_query=True, autocast=True)
     adapted = train(tmp_path, recipe)
 
     printed = run(

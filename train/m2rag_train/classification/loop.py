@@ -38,6 +38,7 @@ from m2rag_train.trainer import (
     StepSeed,
     deferred_interrupt,
     last_checkpoint,
+    on_cpu,
     one_device,
 )
 
@@ -200,7 +201,7 @@ def _arguments(
         per_device_eval_batch_size=settings.batch_size,
         max_grad_norm=recipe.max_grad_norm or 0.0,
         bf16=recipe.autocast,
-        use_cpu=device == "cpu" or not torch.cuda.is_available(),
+        use_cpu=on_cpu(device),
         seed=seed,
         save_strategy="steps",
         save_steps=recipe.save_every,

@@ -42,6 +42,7 @@ from m2rag_train.trainer import (
     compute_layers_twice,
     deferred_interrupt,
     last_checkpoint,
+    on_cpu,
     one_device,
 )
 
@@ -164,7 +165,7 @@ def _arguments(recipe: FinetuneRecipe, options: RunOptions) -> SentenceTransform
         max_grad_norm=recipe.max_grad_norm,
         seed=recipe.seed,
         bf16=recipe.autocast,
-        use_cpu=options.device == "cpu",
+        use_cpu=on_cpu(options.device),
         save_strategy="steps",
         save_steps=recipe.save_every,
         eval_strategy="no" if evaluation is None else "steps",

@@ -33,6 +33,7 @@ from m2rag_train.trainer import (
     compute_layers_twice,
     deferred_interrupt,
     last_checkpoint,
+    on_cpu,
     one_device,
 )
 
@@ -114,7 +115,7 @@ def training_arguments(recipe: PretrainRecipe, options: RunOptions) -> TrainingA
     Raises:
         RecipeError: a device that is not there.
     """
-    use_cpu = options.device == "cpu" or not torch.cuda.is_available()
+    use_cpu = on_cpu(options.device)
     arguments = TrainingArguments(
         output_dir=str(options.run / CHECKPOINTS),
         max_steps=recipe.steps,
