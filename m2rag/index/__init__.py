@@ -6,7 +6,7 @@ from m2rag.index.asynchronous import AsyncLongDocumentIndex
 from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Passage
 from m2rag.index.embedding import Embedder
 from m2rag.index.index import LongDocumentIndex, read_info
-from m2rag.index.readers import read_document
+from m2rag.index.readers import parse_document, read_document
 
 __all__ = [
     "AddProgress",
@@ -18,6 +18,7 @@ __all__ = [
     "Hit",
     "LongDocumentIndex",
     "Passage",
+    "parse_document",
     "read_document",
     "read_info",
 ]

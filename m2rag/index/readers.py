@@ -14,8 +14,8 @@ import re
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 
 from charset_normalizer import from_bytes
 
@@ -120,9 +120,8 @@ def read_document(path: str | Path, root: str | Path | None = None) -> Document:
         DocumentError: no such file, of no supported kind, unreadable, binary, damaged, encrypted or without text.
     """
     path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in READERS:
-        raise DocumentError(f"{path} is of no supported kind: the index reads {supported_suffixes()}")
+    if path.suffix.lower() not in READERS:
+        raise _unsupported(path)
     if not path.exists():
         raise DocumentError(f"{path} does not exist")
     if not path.is_file():
@@ -131,19 +130,47 @@ def read_document(path: str | Path, root: str | Path | None = None) -> Document:
         data = path.read_bytes()
     except OSError as error:
         raise DocumentError(f"{path} cannot be read: {error.strerror}. Check its permissions") from error
+    document = _parse(data, document_id(path, root), path)
+    return replace(document, origin=os.path.abspath(path))
+
+
+def parse_document(data: bytes, name: str) -> Document:
+    """A document from the bytes of a file; nothing on disk is looked at.
+
+    Args:
+        data: all of the file.
+        name: its name: the id, and with it suffix and, where the content has none, title.
+
+    Returns:
+        The document as `read_document` would make it, without `origin`.
+
+    Raises:
+        DocumentError: of no supported kind, binary, damaged, encrypted or without text.
+    """
+    return _parse(data, name, name)
+
+
+def _parse(data: bytes, name: str, shown: str | Path) -> Document:
+    """A document with the id `name`; messages call it `shown`."""
+    file = PurePath(name)
+    suffix = file.suffix.lower()
+    if suffix not in READERS:
+        raise _unsupported(shown)
     if not data.strip():
-        raise DocumentError(f"{path} is empty")
-    text, title = READERS[suffix](data, path)
+        raise DocumentError(f"{shown} is empty")
+    text, title = READERS[suffix](data, shown)
     if not text.strip():
-        raise DocumentError(f"{path} holds no text")
-    name = document_id(path, root)
+        raise DocumentError(f"{shown} holds no text")
     return Document(
         id=name,
         text=text,
-        title=" ".join((title or "").split()) or path.stem,
+        title=" ".join((title or "").split()) or file.stem,
         metadata={"path": name, "suffix": suffix, "size": len(data)},
-        origin=os.path.abspath(path),
     )
+
+
+def _unsupported(shown: str | Path) -> DocumentError:
+    return DocumentError(f"{shown} is of no supported kind: the index reads {supported_suffixes()}")
 
 
 def supported_suffixes() -> str:
@@ -151,7 +178,7 @@ def supported_suffixes() -> str:
     return ", ".join(READERS)
 
 
-def decode_text(data: bytes, path: Path) -> str:
+def decode_text(data: bytes, shown: str | Path) -> str:
     """Bytes of a text file into text, with line ends as "\\n".
 
     A byte order mark decides; then UTF-8; then UTF-16 without a mark, seen by its pattern of zero bytes; then what
@@ -160,20 +187,20 @@ def decode_text(data: bytes, path: Path) -> str:
     Raises:
         DocumentError: the bytes are not text.
     """
-    text = _decode(data, path)
+    text = _decode(data, shown)
     sample = text[:_SAMPLE_BYTES]
     if len(_CONTROL.findall(sample)) > _MAX_CONTROL_SHARE * len(sample):
-        raise _binary(path)
+        raise _binary(shown)
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _decode(data: bytes, path: Path) -> str:
+def _decode(data: bytes, shown: str | Path) -> str:
     for mark, encoding in _BOMS:
         if data.startswith(mark):
             try:
                 return data.decode(encoding)
             except UnicodeDecodeError as error:
-                raise DocumentError(f"{path} begins like {encoding} and is not: {error.reason}") from error
+                raise DocumentError(f"{shown} begins like {encoding} and is not: {error.reason}") from error
     sample = data[:_SAMPLE_BYTES]
     if b"\0" in data:
         even, odd = sample[0::2].count(0), sample[1::2].count(0)
@@ -183,7 +210,7 @@ def _decode(data: bytes, path: Path) -> str:
                     return data.decode(encoding)
                 except UnicodeDecodeError:
                     break
-        raise _binary(path)
+        raise _binary(shown)
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
@@ -193,7 +220,7 @@ def _decode(data: bytes, path: Path) -> str:
             return data.decode(encoding)
         except (UnicodeDecodeError, LookupError):
             continue
-    raise _binary(path)
+    raise _binary(shown)
 
 
 def _guess_encoding(sample: bytes) -> str:
@@ -210,22 +237,22 @@ def _guess_encoding(sample: bytes) -> str:
     return "cp1252" if western and best.language in _CP1252_LANGUAGES else best.encoding
 
 
-def _binary(path: Path) -> DocumentError:
-    return DocumentError(f"{path} is binary, not text: convert it to text, HTML or PDF, or leave it out")
+def _binary(shown: str | Path) -> DocumentError:
+    return DocumentError(f"{shown} is binary, not text: convert it to text, HTML or PDF, or leave it out")
 
 
-def _read_plain(data: bytes, path: Path) -> tuple[str, str | None]:
-    text = decode_text(data, path)
+def _read_plain(data: bytes, shown: str | Path) -> tuple[str, str | None]:
+    text = decode_text(data, shown)
     return text, _header_title(text)
 
 
-def _read_markdown(data: bytes, path: Path) -> tuple[str, str | None]:
-    text = decode_text(data, path)
+def _read_markdown(data: bytes, shown: str | Path) -> tuple[str, str | None]:
+    text = decode_text(data, shown)
     return text, _header_title(text) or _markdown_title(text)
 
 
-def _read_rst(data: bytes, path: Path) -> tuple[str, str | None]:
-    text = decode_text(data, path)
+def _read_rst(data: bytes, shown: str | Path) -> tuple[str, str | None]:
+    text = decode_text(data, shown)
     return text, _header_title(text) or _underlined_title(text)
 
 
@@ -275,7 +302,7 @@ def _underlined_title(text: str) -> str | None:
     return None
 
 
-def _read_html(data: bytes, path: Path) -> tuple[str, str | None]:
+def _read_html(data: bytes, shown: str | Path) -> tuple[str, str | None]:
     from selectolax.lexbor import LexborHTMLParser
 
     declared = _HTML_CHARSET.search(data[:2048])
@@ -285,7 +312,7 @@ def _read_html(data: bytes, path: Path) -> tuple[str, str | None]:
             source = data.decode(declared[1].decode("ascii"))
         except (UnicodeDecodeError, LookupError):  # pages that lie about their encoding are common
             source = None
-    tree = LexborHTMLParser(source if source is not None and "\0" not in source else decode_text(data, path))
+    tree = LexborHTMLParser(source if source is not None and "\0" not in source else decode_text(data, shown))
     title_node = tree.css_first("title") or tree.css_first("h1")
     title = title_node.text(deep=True) if title_node is not None else None
     tree.strip_tags(_HTML_DROPPED)
@@ -316,7 +343,7 @@ _DAMAGED_PDF = (
 )
 
 
-def _read_pdf(data: bytes, path: Path) -> tuple[str, str | None]:
+def _read_pdf(data: bytes, shown: str | Path) -> tuple[str, str | None]:
     import io
 
     from pypdf import PdfReader
@@ -325,20 +352,20 @@ def _read_pdf(data: bytes, path: Path) -> tuple[str, str | None]:
     try:
         reader = PdfReader(io.BytesIO(data))
         if reader.is_encrypted and not reader.decrypt(""):
-            raise DocumentError(f"{path} is protected by a password: save it without one")
+            raise DocumentError(f"{shown} is protected by a password: save it without one")
         text = "\n\n".join(page.extract_text() for page in reader.pages)
         title = reader.metadata.title if reader.metadata is not None else None
     except DependencyError as error:
-        raise DocumentError(f"{path} is encrypted: pip install 'pypdf[crypto]' to read it ({error})") from error
+        raise DocumentError(f"{shown} is encrypted: pip install 'pypdf[crypto]' to read it ({error})") from error
     except (PyPdfError, *_DAMAGED_PDF) as error:
-        raise DocumentError(f"{path} is damaged or no PDF ({type(error).__name__}: {error})") from error
+        raise DocumentError(f"{shown} is damaged or no PDF ({type(error).__name__}: {error})") from error
     text = text.encode("utf-8", "replace").decode("utf-8")  # broken fonts yield lone surrogates
     if not text.strip():
-        raise DocumentError(f"{path} holds no text, it may be scanned: run it through OCR first")
+        raise DocumentError(f"{shown} holds no text, it may be scanned: run it through OCR first")
     return text, str(title) if title else None
 
 
-READERS: dict[str, Callable[[bytes, Path], tuple[str, str | None]]] = {
+READERS: dict[str, Callable[[bytes, str | Path], tuple[str, str | None]]] = {
     ".txt": _read_plain,
     ".md": _read_markdown,
     ".rst": _read_rst,
@@ -346,4 +373,4 @@ READERS: dict[str, Callable[[bytes, Path], tuple[str, str | None]]] = {
     ".htm": _read_html,
     ".pdf": _read_pdf,
 }
-"""File suffix -> reader: bytes and path in, text and title (if the content has one) out."""
+"""File suffix -> reader: bytes and what messages call the file in, text and title (if the content has one) out."""

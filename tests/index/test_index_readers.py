@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from m2rag.errors import DocumentError
-from m2rag.index.readers import READERS, list_folder, read_document
+from m2rag.index.readers import READERS, list_folder, parse_document, read_document
 
 TEXT = "Der Fluß fließt über die Brücke – «déjà vu», sagt der Müller. Größe zählt, Ärger nicht.\n" * 4
 
@@ -227,6 +228,17 @@ def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert read_document("docs/sub/a.txt").id == "docs/sub/a.txt"
     assert read_document("docs/sub/a.txt").origin == str(path)
     assert read_document("docs/sub/a.txt", root="docs") == document
+
+
+def test_bytes_with_a_name_give_the_document_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = b"# Heading\n\ntext"
+    file = read_document(write(tmp_path, "sub/A.MD", data), root=tmp_path)
+    monkeypatch.setattr(Path, "read_bytes", None)
+    assert parse_document(data, "sub/A.MD") == replace(file, origin=None)
+    assert parse_document(b"text", "a b/stem.txt").title == "stem"
+    for name, content, message in (("a.exe", b"x", "no supported kind"), ("a.txt", b" ", "a.txt is empty")):
+        with pytest.raises(DocumentError, match=message):
+            parse_document(content, name)
 
 
 def test_touching_a_file_does_not_change_its_document(tmp_path: Path) -> None:
