@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from m2rag.backends import BUNDLED_MODEL, Backend, BatchTooLargeError
+from m2rag.backends import Backend, BatchTooLargeError
 from m2rag.errors import InvalidInputTypeError, RemoteError
 from m2rag.job import TOO_LONG, EmbeddingJob, JobSettings
 from m2rag.lanes import arun_lanes, run_lanes
@@ -94,7 +94,6 @@ class M2Embedder:
             raise ValueError("precision='int8' covers -1 to 1 only: it needs normalize=True")
         if batch_tokens is not None and batch_tokens < 1:
             raise ValueError(f"batch_tokens is {batch_tokens}, must be at least 1")
-        model_source: str | None = None
         remote = base_url is not None or api_key is not None
         if backend is not None:
             if model is not None or remote:
@@ -112,15 +111,11 @@ class M2Embedder:
                 dimensions=dimensions,
             )
         else:
-            # A path is kept whole: what is stored beside vectors is read from other folders too.
-            path = None if model is None else Path(model).expanduser()
-            model_source = str(path.resolve()) if path and path.exists() else str(model or BUNDLED_MODEL)
             # Imported here: a remote backend needs no torch.
             from m2rag.backends.local import LocalBackend
 
             backend = LocalBackend.load(model, device=device, dtype=dtype, kernels=kernels)
         self._backend: Backend = backend
-        self._model_source = model_source
         self._max_tokens = self._checked_limit(max_tokens)
         # None: as many as the backend gives.
         self._dimensions = self._checked_dimensions(dimensions)
@@ -143,8 +138,8 @@ class M2Embedder:
 
     @property
     def model_source(self) -> str | None:
-        """What loads this model again: absolute path, bundled name or repository id; None for a backend given."""
-        return self._model_source
+        """What loads this model again: absolute path, bundled name or repository id; None where unknown."""
+        return self._backend.source
 
     @property
     def dimension(self) -> int:
@@ -234,7 +229,8 @@ class M2Embedder:
         """Vectors of documents, in their order.
 
         Args:
-            texts: list, tuple or generator of `str`; no texts give vectors (0, D).
+            texts: list, tuple or generator of `str`, or of `TokenIds` for texts that the model's own tokenizer has
+                tokenised already; no texts give vectors (0, D).
             on_too_long: instead of the embedder's own policy.
             on_error: "raise" at the first bad input, or "skip" it: its row is zeros and its error is in
                 `result.errors`.

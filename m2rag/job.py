@@ -30,7 +30,7 @@ from m2rag.errors import (
 )
 from m2rag.passages import best_cut, passage_offsets, plan_passages
 from m2rag.results import EmbeddingResult, PassageVectors
-from m2rag.tokenizer import Tokenizer, Tokens
+from m2rag.tokenizer import TextTokenizer, TokenIds, Tokenizer, Tokens
 
 logger = logging.getLogger(__name__)
 
@@ -105,10 +105,12 @@ class EmbeddingJob:
                 f"the limit is {settings.max_tokens}: nothing is left for the text"
             )
 
-        valid = self._checked(texts)
+        valid, given = self._checked(texts)
         pieces: list[Piece] = []
         for index, tokens in zip(valid, tokenizer.encode_many(list(valid.values())), strict=True):
             pieces.extend(self._pieces(index, valid[index], tokens))
+        for index, tokens in given.items():
+            pieces.extend(self._pieces(index, "", tokens))
         self.total_docs = int((self._pieces_left > 0).sum())
         self.total_tokens = sum(len(piece) for piece in pieces)
         plan = settings.batch_rule.plan(pieces, settings.batch_tokens)
@@ -240,17 +242,32 @@ class EmbeddingJob:
             raise self._failure.with_result(result, missing)
         return result
 
-    def _checked(self, texts: Sequence[object]) -> dict[int, str]:
+    def _checked(self, texts: Sequence[object]) -> tuple[dict[int, str], dict[int, Tokens]]:
+        """The texts that can be embedded, and those that came as tokens."""
         valid: dict[int, str] = {}
+        given: dict[int, Tokens] = {}
         for index, text in enumerate(texts):
-            if not isinstance(text, str):
+            if isinstance(text, TokenIds):
+                try:
+                    given[index] = self._accepted(text)
+                except InvalidInputError as error:
+                    self._fail(index, InvalidInputError(f"input {index}: {error}"))
+            elif not isinstance(text, str):
                 self._fail(index, InvalidInputTypeError(f"input {index} is a {type(text).__name__}, must be a str"))
             elif not text or text.isspace():
                 what = "holds only white space" if text else "is empty"
                 self._fail(index, InvalidInputError(f"input {index} {what}: there is nothing to embed"))
             else:
                 valid[index] = text
-        return valid
+        return valid, given
+
+    def _accepted(self, given: TokenIds) -> Tokens:
+        tokenizer = self._settings.tokenizer
+        if self._settings.sends_text or not isinstance(tokenizer, TextTokenizer):
+            raise InvalidInputError("token ids are for a model in this process: give the text")
+        if self._settings.passage_tokens is not None:
+            raise InvalidInputError("token ids have no passages: give the text")
+        return tokenizer.accept(given)
 
     def _fail(self, index: int, error: M2RagError) -> None:
         if self._settings.on_error == "raise":

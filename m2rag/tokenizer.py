@@ -20,7 +20,7 @@ import tokenizers
 from tokenizers import normalizers, pre_tokenizers, processors
 from tokenizers.models import WordPiece
 
-from m2rag.errors import CheckpointError
+from m2rag.errors import CheckpointError, InvalidInputError
 
 VOCABULARY = Path(__file__).parent / "assets" / "bert-base-uncased-vocab.txt"
 
@@ -36,6 +36,7 @@ _GROUP_CHARS = 16 * PIECE_CHARS
 # spaces are left out: some are removed as control characters.
 _BOUNDARY = re.compile("[ \t\r\n\u4e00-\u9fff!-/:-@\\\\^-`{-~]")
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_UNUSED = re.compile(r"\[unused\d+\]")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,17 @@ class Tokens:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """A text that was tokenised elsewhere, by the model's own tokenizer.
+
+    Attributes:
+        ids: with or without special tokens around them.
+    """
+
+    ids: Sequence[int]
 
 
 class Tokenizer(Protocol):
@@ -99,8 +111,12 @@ class TextTokenizer:
         self.vocab_size = backend.get_vocab_size(with_added_tokens=True)
         self.prefix, self.suffix = _special_ids(backend)
         self.is_continuation = np.zeros(self.vocab_size, dtype=bool)
+        # Reserved places of BERT's vocabulary. Another vocabulary has its commonest words there.
+        self._never_made = np.zeros(self.vocab_size, dtype=bool)
         for token, index in backend.get_vocab().items():
             self.is_continuation[index] = token.startswith(_CONTINUATION)
+            self._never_made[index] = _UNUSED.fullmatch(token) is not None
+        self._pad = backend.token_to_id("[PAD]")
         self._piecewise = _is_bert(backend)
 
     @classmethod
@@ -167,6 +183,34 @@ class TextTokenizer:
                     counts.append(total + len(self.prefix) + len(self.suffix))
                     total = 0
         return np.array(counts, dtype=np.int64)
+
+    def accept(self, given: TokenIds) -> Tokens:
+        """Tokens made elsewhere, without the special tokens and the pads around them; their offsets are 0.
+
+        Raises:
+            InvalidInputError: this tokenizer does not make such ids, so they are another's.
+        """
+        ids = np.asarray(given.ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise InvalidInputError("token ids must be a flat list of integers")
+        foreign = np.ones(ids.shape, dtype=bool)
+        known = (ids >= 0) & (ids < self.vocab_size)
+        foreign[known] = self._never_made[ids[known].astype(np.int64)]
+        if foreign.any():
+            raise InvalidInputError(
+                f"token id {ids[foreign.argmax()]} at position {foreign.argmax()} is none that this model's tokenizer "
+                "makes: these ids are of another tokenizer. Send text (LangChain: OpenAIEmbeddings(..., "
+                "check_embedding_ctx_length=False))"
+            )
+        ids = ids.astype(np.int32)
+        if self._pad is not None:
+            ids = ids[: len(ids) - int(np.argmax(np.append(ids[::-1] != self._pad, True)))]
+        if self.prefix and tuple(ids[: len(self.prefix)].tolist()) == self.prefix:
+            ids = ids[len(self.prefix) :]
+        if self.suffix and tuple(ids[-len(self.suffix) :].tolist()) == self.suffix:
+            ids = ids[: -len(self.suffix)]
+        nowhere = np.zeros(len(ids), dtype=np.int64)
+        return Tokens(ids, nowhere, nowhere)
 
     def _encode_pieces(self, texts: Iterable[str]) -> Iterator[tuple[Tokens, bool]]:
         for group in _grouped(self._pieces(texts)):

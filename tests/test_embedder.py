@@ -23,6 +23,7 @@ from m2rag.errors import (
     NonFiniteError,
     OutOfMemoryError,
 )
+from m2rag.tokenizer import TokenIds
 
 Embed = Callable[..., EmbeddingResult]
 
@@ -461,3 +462,24 @@ def test_progress_is_drawn_on_standard_error_only(capsys: pytest.CaptureFixture[
     assert captured.out == "" and "2/2 docs" in captured.err
     M2Embedder(backend=FakeBackend(), show_progress=True).embed_documents(["cat"], show_progress=False)
     assert capsys.readouterr().err == ""
+
+
+@both_ways
+def test_tokens_and_text_give_the_same_vector(embed: Embed) -> None:
+    embedder = M2Embedder(backend=FakeBackend(), document_prompt="document: ", on_too_long="window")
+    texts = [sentence(7), sentence(200), "short"]
+    as_ids = [TokenIds(TOKENIZER.encode(text).ids.tolist()) for text in texts]
+    mixed = embed(embedder, [as_ids[0], texts[1], as_ids[1], texts[0], as_ids[2], texts[2]])
+    np.testing.assert_array_equal(mixed.vectors[[0, 2, 4]], mixed.vectors[[3, 1, 5]])
+    np.testing.assert_array_equal(mixed.n_tokens[[0, 2, 4]], mixed.n_tokens[[3, 1, 5]])
+    assert mixed.n_windows[2] > 1
+
+
+@both_ways
+def test_tokens_that_cannot_be_embedded_are_named(embed: Embed) -> None:
+    embedder = M2Embedder(backend=FakeBackend())
+    result = embed(embedder, [TokenIds([]), TokenIds([5]), TokenIds([101, 102]), "fine"], on_error="skip")
+    assert sorted(result.errors) == [0, 1, 2]
+    assert "input 1: token id 5 at position 0" in str(result.errors[1])
+    with pytest.raises(InvalidInputError, match="no passages"):
+        embed(embedder, [TokenIds([2_000])], passages=True)

@@ -13,8 +13,8 @@ from tiny_models import TOKENIZER
 from transformers import BertTokenizer
 
 import m2rag.tokenizer
-from m2rag.errors import CheckpointError
-from m2rag.tokenizer import VOCABULARY, TextTokenizer
+from m2rag.errors import CheckpointError, InvalidInputError
+from m2rag.tokenizer import VOCABULARY, TextTokenizer, TokenIds
 
 ODD = [
     "Hello, World! It's 3.14 o'clock.",
@@ -168,3 +168,21 @@ def test_identity_does_not_depend_on_the_place(tmp_path: Path) -> None:
     shutil.copy(VOCABULARY, tmp_path / "vocab.txt")
     tokenizer = TextTokenizer.from_folder(tmp_path)
     assert tokenizer is not None and tokenizer.identity == TOKENIZER.identity
+
+
+@pytest.mark.parametrize("form", ["bare", "special", "padded"])
+def test_tokens_made_elsewhere_are_taken_as_they_are(form: str) -> None:
+    ids = TOKENIZER.encode("Wheels are named by their tags.").ids.tolist()
+    given = {"bare": ids, "special": [101, *ids, 102], "padded": [101, *ids, 102, 0, 0, 0]}[form]
+    assert TOKENIZER.accept(TokenIds(given)).ids.tolist() == ids
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [[279, 4062, 3776, 13], [-1], [30_522], [2**40], [2**70], [True], [1.5], [[1, 2]], ["a"], [None]],
+    ids=str,
+)
+def test_tokens_of_another_tokenizer_are_refused(ids: list) -> None:
+    """The first are "the cat ran." in an encoding of OpenAI's: in range here, and other words."""
+    with pytest.raises(InvalidInputError, match="token id"):
+        TOKENIZER.accept(TokenIds(ids))

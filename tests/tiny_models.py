@@ -73,6 +73,7 @@ class FakeBackend:
         has_spans: bool = True,
     ) -> None:
         self.model_name = "fake"
+        self.source = None
         self.dimension = dimension
         self.max_tokens = max_tokens
         self.matryoshka_dimensions = matryoshka

@@ -37,6 +37,8 @@ class Backend(Protocol):
 
     Attributes:
         model_name: for people; not part of what makes vectors comparable.
+        source: what `M2Embedder` loads this model again by (absolute path, bundled name or repository id); None where
+            that is not known.
         dimension: D of the raw vectors; None where it is not known before the first one.
         max_tokens: longest piece in tokens, special tokens included.
         matryoshka_dimensions: shorter dimensions the model was trained for.
@@ -49,6 +51,7 @@ class Backend(Protocol):
     """
 
     model_name: str
+    source: str | None
     max_tokens: int
     matryoshka_dimensions: tuple[int, ...]
     batch_tokens: int

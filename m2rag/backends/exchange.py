@@ -13,7 +13,7 @@ import random
 import re
 import time
 from collections.abc import Awaitable, Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from typing import Any
 
@@ -116,25 +116,47 @@ class Gate:
 
 
 class Intake:
-    """Takes an answer's bytes as they come, and stops at the size or the time that no honest answer needs."""
+    """Takes an answer's bytes as they come, and stops at the size or the time that no honest answer needs.
+
+    Args:
+        send: what is being answered.
+        clock: time in seconds.
+    """
 
     def __init__(self, send: Send, clock: Callable[[], float]) -> None:
         self._send, self._clock = send, clock
         self._parts: list[bytes] = []
         self._size = 0
+        self._spoiled: Broken | None = None
+        self._status = 0
+        self._headers: Mapping[str, str] = {}
 
-    def take(self, part: bytes) -> Broken | None:
+    def begin(self, status: int, headers: Mapping[str, str]) -> None:
+        """The answer's first lines came; names of headers in lower case."""
+        self._status, self._headers = status, headers
+
+    def take(self, part: bytes) -> Iterable[str]:
+        """Some bytes came; returns text that can be shown before the whole answer is there: none, here."""
         self._parts.append(part)
         self._size += len(part)
         if self._size > self._send.limit:
-            return Broken(f"the answer exceeds {self._send.limit:,} bytes", final=True)
-        if self._clock() > self._send.expires:
-            return Broken("the answer was not complete in time")
-        return None
+            self._spoiled = Broken(f"the answer exceeds {self._send.limit:,} bytes", final=True)
+        elif self._clock() > self._send.expires:
+            self._spoiled = Broken("the answer was not complete in time")
+        return ()
 
     @property
-    def body(self) -> bytes:
-        return b"".join(self._parts)
+    def full(self) -> bool:
+        """Whether no more bytes are wanted."""
+        return self._spoiled is not None
+
+    def end(self) -> Reply | Broken:
+        """The answer, after its last byte."""
+        return self._spoiled or Reply(self._status, self._headers, b"".join(self._parts))
+
+    def broken_off(self, reason: Broken) -> Broken:
+        """What to make of a connection that failed."""
+        return reason
 
 
 def exchange(body: bytes, limit: int, policy: RetryPolicy, gate: Gate, what: str) -> Steps:
@@ -233,15 +255,26 @@ def server_wait(headers: Mapping[str, str], now: Callable[[], float]) -> float |
 
 
 def _read(reply: Reply) -> Reply | Broken:
-    """A good answer with its JSON; one without is a broken one."""
-    if not 200 <= reply.status < 300:
+    """A good answer with its JSON; one without is a broken one, and one that holds an error is that error."""
+    if not 200 <= reply.status < 300 or reply.data is not None:
         return reply
     try:
-        return Reply(reply.status, reply.headers, reply.body, json.loads(reply.body))
+        data = json.loads(reply.body)
     except (ValueError, RecursionError) as error:
         if reply.body.lstrip()[:1] == b"<":
-            return Broken("the answer is a web page: base_url does not lead to an embedding API", final=True)
+            return Broken("the answer is a web page: base_url does not lead to an OpenAI-style API", final=True)
         return Broken(f"the answer is not JSON ({error})")
+    status = error_status(data)
+    return Reply(reply.status, reply.headers, reply.body, data) if status is None else replace(reply, status=status)
+
+
+def error_status(data: Any) -> int | None:
+    """The HTTP status of an error that came with a good one, as from servers in front of others; None: no error."""
+    error = data.get("error") if isinstance(data, dict) else None
+    if not isinstance(error, (dict, str)) or not error:
+        return None
+    code = error.get("code") if isinstance(error, dict) else None
+    return code if isinstance(code, int) and 400 <= code < 600 else 502
 
 
 def _worth_retrying(reply: Reply) -> bool:

@@ -29,6 +29,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Padded tokens per batch: on a CPU more gain nothing, on a GPU fewer leave it idle.
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
 
+# Padded tokens of a batch that may run beside another one.
+SMALL_BATCH_TOKENS = 2_048
+
 # Configuration that changes the vectors without changing a tensor.
 _BEHAVIOUR = (
     "num_hidden_layers", "layer_norm_eps", "pad_token_id", "max_position_embeddings", "long_conv_l_max",
@@ -44,6 +47,7 @@ class LocalBackend:
         model: the encoder with its pooling, weights in fp32.
         tokenizer: default: the bundled bert-base-uncased.
         name: for people.
+        source: what loads this model again, see `Backend.source`.
         device: default: the GPU if there is one.
         dtype: number format of the matrix products: "float32", "bfloat16", or "auto" (bfloat16 where the hardware
             has it). Weights, sums and vectors are fp32 in any case.
@@ -60,6 +64,7 @@ class LocalBackend:
         *,
         tokenizer: TextTokenizer | None = None,
         name: str = "m2_bert",
+        source: str | None = None,
         device: str | torch.device | None = None,
         dtype: str = "float32",
         kernels: str = "auto",
@@ -76,6 +81,7 @@ class LocalBackend:
             raise ValueError(f"device is {str(device)!r}, and this torch sees no GPU: use device='cpu'")
         self.dtype = _compute_dtype(dtype, self.device)
         self.model_name = name
+        self.source = source
         self.dimension = int(config.hidden_size)
         self.max_tokens = int(config.max_tokens)
         self.matryoshka_dimensions = tuple(getattr(config, "matryoshka_dimensions", None) or ())
@@ -86,13 +92,15 @@ class LocalBackend:
         self.batch_tokens = _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS["cpu"])
         self.has_spans = True
         self.sends_text = False
-        # A second forward pass at once would need twice the memory and finish no sooner.
+        # A second long forward pass at once would need twice the memory and finish no sooner.
         self.concurrency = 1
         self._model = model.to(self.device).eval()
         self._model.kernels = kernels
         self._model.compute_dtype = self.dtype
         self._path = choose("m2_bert", kernels, self.device, inference=True)
-        self._lock = threading.Lock()
+        # Short ones do not wait for a long one: they need little memory.
+        self._large_lock = threading.Lock()
+        self._small_lock = threading.Lock()
 
     @classmethod
     def load(cls, model: str | Path | None, **options: Any) -> LocalBackend:
@@ -115,7 +123,10 @@ class LocalBackend:
         folder = path if path.is_dir() else path.parent
         encoder = load_checkpoint(path)
         name = str(model) if isinstance(model, str) and not Path(model).exists() else path.resolve().name
-        return cls(encoder, tokenizer=TextTokenizer.from_folder(folder), name=name, **options)
+        # A path is kept whole: what is stored beside vectors is read from other folders too.
+        given = None if model is None else Path(model).expanduser()
+        source = str(given.resolve()) if given and given.exists() else str(model or BUNDLED_MODEL)
+        return cls(encoder, tokenizer=TextTokenizer.from_folder(folder), name=name, source=source, **options)
 
     @cached_property
     def _digest(self) -> str:
@@ -155,8 +166,9 @@ class LocalBackend:
         }
 
     def run(self, batch: Sequence[Piece]) -> list[PieceOutput]:
+        small = self.batch_rule.total(batch) <= SMALL_BATCH_TOKENS
         try:
-            with self._lock:
+            with self._small_lock if small else self._large_lock:
                 return self._forward(batch)
         except torch.OutOfMemoryError as error:
             reason = str(error)

@@ -122,6 +122,7 @@ class RemoteBackend:
 
         known = KNOWN_MODELS.get(model.lower())
         self.model_name = model
+        self.source: str | None = None
         self.tokenizer = tokenizer or tokenizer_named(known.tokenizer if known else None)
         self.max_tokens = _limit(model, max_tokens, known.max_tokens if known else None, self.tokenizer)
         self._asked_dimensions = dimensions
@@ -257,24 +258,6 @@ class RemoteBackend:
             )
         raise RemoteError(f"{self._place}: vectors of {given} dimensions came, they have {self.dimension}")
 
-    def _explain(self, reply: Reply, complaint: Complaint) -> RemoteError:
-        """What an answer that is not tried again means, and what to do."""
-        said = f"HTTP {reply.status}{': ' + complaint.message if complaint.message else ''}"
-        place = self._place
-        if reply.status in (401, 403) and not complaint.about_model:
-            had = "the API key was refused" if self._key.value else "it wants an API key, and there is none"
-            message = f"{place}: {had} ({said}): set {self._key_variable}, or pass api_key"
-        elif complaint.about_model or reply.status == 404:
-            message = f"{place} is not served ({said}). {self._instead()}"
-        elif 300 <= reply.status < 400:
-            message = f"{place}: redirected ({said}), which is not followed with an API key: correct base_url"
-        elif reply.status == 413:
-            message = f"{place}: the request is too large ({said}): pass smaller caps to RemoteBackend"
-        else:
-            message = f"{place}: refused ({said})"
-        wait = server_wait(reply.headers, self._retry.now) if reply.status == 429 else None
-        return RemoteError(message, status=reply.status, retry_after=wait)
-
     def _instead(self) -> str:
         if runs_here(self.model_name):
             return (
@@ -285,143 +268,6 @@ class RemoteBackend:
             f"The provider may have retired it, or base_url ({self.base_url}) is not the API's. Its models are listed "
             f"at {self.base_url}/models; M2Embedder() without base_url runs the bundled model in this process"
         )
-
-    # The two ways of taking these steps.
-
-    def _drive(self, steps: Generator[Send | Wait, Reply | Broken | None, T]) -> T:
-        outcome: Reply | Broken | None = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as done:
-                return done.value
-            if isinstance(step, Wait):
-                self._retry.sleep(step.seconds)
-                outcome = None
-            else:
-                outcome = self._post(step)
-
-    async def _adrive(self, steps: Generator[Send | Wait, Reply | Broken | None, T]) -> T:
-        outcome: Reply | Broken | None = None
-        while True:
-            try:
-                step = steps.send(outcome)
-            except StopIteration as done:
-                return done.value
-            if isinstance(step, Wait):
-                await self._retry.asleep(step.seconds)
-                outcome = None
-            else:
-                outcome = await self._apost(step)
-
-    def _post(self, send: Send) -> Reply | Broken:
-        intake = Intake(send, self._retry.clock)
-        try:
-            with self._sync_client().stream(
-                "POST", self._url, content=send.body, timeout=_timeouts(send, self._retry.clock)
-            ) as response:
-                for part in response.iter_bytes():
-                    if broken := intake.take(part):
-                        return broken
-                return self._reply(response, intake.body)
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            return _broken(error)
-
-    async def _apost(self, send: Send) -> Reply | Broken:
-        intake = Intake(send, self._retry.clock)
-        try:
-            async with self._async_client().stream(
-                "POST", self._url, content=send.body, timeout=_timeouts(send, self._retry.clock)
-            ) as response:
-                async for part in response.aiter_bytes():
-                    if broken := intake.take(part):
-                        return broken
-                return self._reply(response, intake.body)
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            return _broken(error)
-
-    def _reply(self, response: httpx.Response, body: bytes) -> Reply:
-        if response.status_code >= 300 and self._key.value:
-            # Some servers repeat the key they refuse, and what they say goes into messages.
-            body = body.replace(self._key.value.encode(), b"***")
-        return Reply(response.status_code, lower_case(response.headers.items()), body)
-
-    @property
-    def _url(self) -> httpx.URL:
-        return self._base_url.copy_with(path=self._base_url.path.rstrip("/") + "/embeddings")
-
-    def _sync_client(self) -> httpx.Client:
-        with self._lock:
-            # A forked process must not speak on its parent's connections.
-            if self._client is None or self._client[0] != os.getpid():
-                self._client = (os.getpid(), httpx.Client(**self._client_options()))
-            return self._client[1]
-
-    def _async_client(self) -> httpx.AsyncClient:
-        # Connections belong to the event loop they were opened in.
-        loop = asyncio.get_running_loop()
-        with self._lock:
-            if loop not in self._aclients:
-                self._aclients[loop] = httpx.AsyncClient(**self._client_options())
-            return self._aclients[loop]
-
-    def _client_options(self) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json", "Accept": "application/json"}
-        if self._key.value:
-            headers["Authorization"] = f"Bearer {self._key.value}"
-        limits = httpx.Limits(max_connections=self.concurrency, max_keepalive_connections=self.concurrency)
-        return {"headers": headers, "verify": _ssl_context(), "limits": limits, "follow_redirects": False}
-
-
-@cache
-def _ssl_context() -> ssl.SSLContext:
-    """One for all clients: reading the certificates takes tens of milliseconds."""
-    return httpx.create_ssl_context()
-
-
-class _Secret:
-    """A value that does not show itself in tracebacks and dumps."""
-
-    __slots__ = ("value",)
-
-    def __init__(self, value: str | None) -> None:
-        self.value = value
-
-    def __repr__(self) -> str:
-        return "***" if self.value else "None"
-
-    def __reduce__(self) -> Any:
-        raise TypeError("an API key is not pickled")
-
-
-def _checked_key(key: str | None) -> str | None:
-    """The key without white space around it; the HTTP library would print an unsendable one."""
-    key = (key or "").strip()
-    if not key:
-        return None
-    if not (key.isascii() and key.isprintable()) or " " in key:
-        raise ValueError("the API key holds characters that no key has (blanks, line breaks, letters beyond ASCII)")
-    return key
-
-
-def _address(base_url: str | None) -> httpx.URL:
-    named: dict[str, Provider] = {provider.name: provider for provider in PROVIDERS}
-    if base_url is None:
-        return httpx.URL(TOGETHER.base_url)
-    if base_url in named:
-        return httpx.URL(named[base_url].base_url)
-    try:
-        url = httpx.URL(base_url.strip().rstrip("/"))
-    except httpx.InvalidURL as error:
-        raise ValueError(f"base_url is not an address: {error}") from None
-    if url.userinfo or url.query or url.fragment:
-        raise ValueError("base_url holds a user name, password, query or fragment: pass the key as api_key")
-    if url.scheme not in ("http", "https") or not url.host:
-        names = ", ".join(map(repr, named))
-        raise ValueError(f"base_url is {base_url!r}, must begin with http:// or https://, or be one of {names}")
-    if url.path.endswith("/embeddings"):
-        url = url.copy_with(path=url.path.removesuffix("/embeddings"))
-    return url
 
 
 def _limit(model: str, given: int | None, known: int | None, tokenizer: Tokenizer) -> int:
@@ -439,23 +285,6 @@ def _limit(model: str, given: int | None, known: int | None, tokenizer: Tokenize
 
 def _is_good(reply: Reply) -> bool:
     return 200 <= reply.status < 300
-
-
-def _timeouts(send: Send, clock: Callable[[], float]) -> httpx.Timeout:
-    # Waiting for another caller's request to end is no failure of the server.
-    pool = max(send.expires - clock(), 0.001)
-    return httpx.Timeout(send.timeout, connect=min(_CONNECT_SECONDS, send.timeout), pool=pool)
-
-
-def _broken(error: httpx.HTTPError) -> Broken:
-    """What the HTTP library could not do, in a line that holds no header."""
-    cause: BaseException | None = error
-    wrong_certificate = False
-    while cause is not None:
-        wrong_certificate = wrong_certificate or isinstance(cause, ssl.SSLCertVerificationError)
-        cause = cause.__cause__ or cause.__context__
-    final = wrong_certificate or isinstance(error, (httpx.LocalProtocolError, httpx.UnsupportedProtocol))
-    return Broken(f"{type(error).__name__}: {error}".removesuffix(": "), final=final)
 
 
 __all__ = ["Caps", "RemoteBackend", "RetryPolicy"]
