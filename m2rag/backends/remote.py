@@ -2,48 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import os
-import ssl
 import threading
-from collections.abc import Callable, Generator, Sequence
-from functools import cache
-from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
-
-import httpx
+from collections.abc import Generator, Sequence
+from typing import Any
 
 from m2rag.backends import BatchTooLargeError, PieceOutput
 from m2rag.backends.counting import ByteTokenizer, tokenizer_named
-from m2rag.backends.exchange import (
-    Broken,
-    Gate,
-    Intake,
-    Reply,
-    RetryPolicy,
-    Send,
-    Steps,
-    Wait,
-    exchange,
-    lower_case,
-    server_wait,
-)
+from m2rag.backends.endpoint import Endpoint
+from m2rag.backends.exchange import Broken, Reply, RetryPolicy, Send, Steps, Wait, exchange
 from m2rag.backends.providers import (
     ASSUMED_MAX_TOKENS,
     KNOWN_MODELS,
     OTHER_CAPS,
     OTHER_KEY_VARIABLE,
-    PROVIDERS,
     TOGETHER,
     Caps,
-    Provider,
-    provider_of,
     runs_here,
 )
 from m2rag.backends.wire import (
     AnswerError,
-    Complaint,
     RequestRule,
     answer_limit,
     read_complaint,
@@ -55,11 +33,6 @@ from m2rag.errors import RemoteError
 from m2rag.tokenizer import Tokenizer
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
-
-_CONNECT_SECONDS = 10.0
-_LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class RemoteBackend:
@@ -107,19 +80,17 @@ class RemoteBackend:
     ) -> None:
         if not model.strip():
             raise ValueError("model is empty, must be the name that the provider knows the model by")
-        if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}, must be at least 1")
         if dimensions is not None and dimensions < 1:
             raise ValueError(f"dimensions is {dimensions}, must be at least 1")
-        self._base_url = _address(base_url)
-        self._provider = provider_of(self._base_url.host)
-        self._key_variable = self._provider.key_variable if self._provider else OTHER_KEY_VARIABLE
-        self._key = _Secret(_checked_key(api_key or os.environ.get(self._key_variable)))
-        if self._provider and self._provider.needs_key and not self._key.value:
-            raise ValueError(f"{self._provider.name} needs an API key: set {self._key_variable}, or pass api_key")
-        if self._key.value and self._base_url.scheme == "http" and self._base_url.host not in _LOOPBACK:
-            logger.warning("the API key for %s is sent without encryption: use https", self._base_url.host)
-
+        self._endpoint = Endpoint(
+            TOGETHER.base_url if base_url is None else base_url,
+            "embeddings",
+            api_key=api_key,
+            key_variable=OTHER_KEY_VARIABLE,
+            retry=retry or RetryPolicy(),
+            concurrency=concurrency,
+        )
+        provider = self._endpoint.provider
         known = KNOWN_MODELS.get(model.lower())
         self.model_name = model
         self.source: str | None = None
@@ -127,43 +98,38 @@ class RemoteBackend:
         self.max_tokens = _limit(model, max_tokens, known.max_tokens if known else None, self.tokenizer)
         self._asked_dimensions = dimensions
         self.dimension = dimensions or (known.dimension if known else None)
-        self._caps = caps or (self._provider.caps if self._provider else OTHER_CAPS)
+        self._caps = caps or (provider.caps if provider else OTHER_CAPS)
         self.batch_rule = RequestRule(self._caps.items, self._caps.bytes)
         self.batch_tokens = self._caps.tokens
         self.concurrency = concurrency
-        self._retry = retry or RetryPolicy()
         self._start()
 
     def _start(self) -> None:
         """What a copy in another process makes anew."""
         self._lock = threading.Lock()
-        self._gate = Gate()
         self._base64 = True
         # Set once the server took anything: from then on a refusal is about what it was sent.
         self._answers = False
-        self._client: tuple[int, httpx.Client] | None = None
-        self._aclients: WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = WeakKeyDictionary()
 
     def __repr__(self) -> str:
-        key = "set" if self._key.value else "none"
-        return f"RemoteBackend({self.model_name!r}, base_url={str(self._base_url)!r}, api_key={key})"
+        key = "set" if self._endpoint.has_key else "none"
+        return f"RemoteBackend({self.model_name!r}, base_url={self.base_url!r}, api_key={key})"
 
     def __getstate__(self) -> dict[str, Any]:
-        made_anew = {"_key", "_lock", "_gate", "_base64", "_answers", "_client", "_aclients"}
+        made_anew = {"_lock", "_base64", "_answers"}
         return {name: value for name, value in vars(self).items() if name not in made_anew}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
-        self._key = _Secret(_checked_key(os.environ.get(self._key_variable)))
         self._start()
 
     @property
     def base_url(self) -> str:
-        return str(self._base_url)
+        return self._endpoint.base_url
 
     def identity(self) -> dict[str, str]:
         """Where and by which name the model is served: the weights themselves cannot be seen from here."""
-        place = self._provider.name if self._provider else self._base_url.host
+        place = self._endpoint.provider.name if self._endpoint.provider else self._endpoint.host
         return {"remote": place, "model": self.model_name}
 
     def info(self) -> dict[str, Any]:
@@ -174,28 +140,22 @@ class RemoteBackend:
             "concurrency": self.concurrency,
             "max_items": self._caps.items,
             "max_bytes": self._caps.bytes,
-            "deadline_s": self._retry.deadline,
+            "deadline_s": self._endpoint.retry.deadline,
         }
 
     def run(self, batch: Sequence[Piece]) -> list[PieceOutput]:
-        return self._drive(self._embed(batch))
+        return self._endpoint.call(self._embed(batch))
 
     async def arun(self, batch: Sequence[Piece]) -> list[PieceOutput]:
-        return await self._adrive(self._embed(batch))
+        return await self._endpoint.acall(self._embed(batch))
 
     def close(self) -> None:
         """Close the connections that calls of `run` have left open."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None and client[0] == os.getpid():
-            client[1].close()
+        self._endpoint.close()
 
     async def aclose(self) -> None:
         """Close those of the running event loop, and those of `run`."""
-        client = self._aclients.pop(asyncio.get_running_loop(), None)
-        if client is not None:
-            await client.aclose()
-        self.close()
+        await self._endpoint.aclose()
 
     # The steps of a call, without any waiting in them.
 
@@ -209,7 +169,8 @@ class RemoteBackend:
         reply = yield from self._ask([piece.text for piece in batch])
         if not _is_good(reply):
             complaint = read_complaint(reply.status, reply.body)
-            error = self._explain(reply, complaint)
+            smaller = "pass smaller caps to RemoteBackend"
+            error = self._endpoint.explain(self._place, reply, complaint, instead=self._instead(), smaller=smaller)
             if complaint.about_model or reply.status not in (400, 413, 422):
                 raise error
             if not self._answers:
@@ -235,7 +196,7 @@ class RemoteBackend:
         while True:
             as_base64 = self._base64
             body = request_body(self.model_name, texts, dimensions=self._asked_dimensions, base64=as_base64)
-            reply = yield from exchange(body, answer_limit(len(texts)), self._retry, self._gate, what)
+            reply = yield from exchange(body, answer_limit(len(texts)), self._endpoint.retry, self._endpoint.gate, what)
             if _is_good(reply) or not as_base64 or not read_complaint(reply.status, reply.body).about_encoding:
                 return reply
             logger.info("%s takes no encoding_format: asking for plain numbers", self._place)
@@ -243,7 +204,7 @@ class RemoteBackend:
 
     @property
     def _place(self) -> str:
-        return f"{self.model_name} at {self._base_url.host}"
+        return f"{self.model_name} at {self._endpoint.host}"
 
     def _check_dimension(self, given: int) -> None:
         with self._lock:

@@ -325,7 +325,7 @@ def test_numbers_that_are_not_finite_are_never_vectors(embed: Embed, number: flo
 @both_ways
 def test_a_web_page_is_no_answer(embed: Embed) -> None:
     with serving(lambda request: Answer(body=b"<!doctype html><title>Sign in</title>")) as server:
-        with pytest.raises(RemoteError, match="base_url does not lead to an embedding API"):
+        with pytest.raises(RemoteError, match="base_url does not lead to an OpenAI-style API"):
             embed(remote(server), ["a"])
         assert len(server.requests) == 1
 
@@ -982,11 +982,11 @@ def test_an_interrupt_does_not_wait_for_the_server() -> None:
 def test_a_forked_process_opens_connections_of_its_own(
     server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    backend = RemoteBackend("m", base_url=server.url)
-    ours = backend._sync_client()
-    assert backend._sync_client() is ours
+    endpoint = RemoteBackend("m", base_url=server.url)._endpoint
+    ours = endpoint._sync_client()
+    assert endpoint._sync_client() is ours
     monkeypatch.setattr("os.getpid", lambda: -1)
-    assert backend._sync_client() is not ours
+    assert endpoint._sync_client() is not ours
 
 
 def test_the_readme_example_runs(server: EmbeddingServer, monkeypatch: pytest.MonkeyPatch) -> None:
