@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from m2rag.index.asynchronous import AsyncLongDocumentIndex
-from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Passage
+from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Outcome, Passage, Stored
 from m2rag.index.embedding import Embedder
 from m2rag.index.index import LongDocumentIndex, read_info
 from m2rag.index.readers import parse_document, read_document
@@ -17,7 +17,9 @@ __all__ = [
     "Failure",
     "Hit",
     "LongDocumentIndex",
+    "Outcome",
     "Passage",
+    "Stored",
     "parse_document",
     "read_document",
     "read_info",

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from m2rag.index.documents import AddProgress, AddReport, Document, Hit
+from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Stored
 from m2rag.index.index import BATCH_TOKENS, LongDocumentIndex
 from m2rag.index.sources import Source
 from m2rag.stores import Scalar
@@ -126,6 +126,10 @@ class AsyncLongDocumentIndex(Generic[Index]):
     async def get(self, id: str) -> Document | None:
         """The document with this id, as stored; None if there is none."""
         return await in_thread(self._index.get, id)
+
+    async def describe(self, ids: Iterable[str]) -> list[Stored]:
+        """What is known of the documents with these ids; see `LongDocumentIndex.describe`."""
+        return await in_thread(self._index.describe, ids)
 
     async def ids(self) -> list[str]:
         """Ids of all documents, sorted."""

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID, uuid5
 
 from m2rag.errors import InvalidInputError, InvalidInputTypeError, M2RagError
@@ -79,6 +79,27 @@ class Failure:
     cause: M2RagError
 
 
+@dataclass(frozen=True)
+class Stored:
+    """What an index knows of a document besides its text.
+
+    Attributes:
+        id, title, metadata: as given when it was added.
+        n_tokens: its length in tokens.
+        n_characters: its length in characters.
+        n_windows: windows it was embedded in (1 unless it was longer than the model takes).
+        truncated: some of its tokens are not in its vector.
+    """
+
+    id: str
+    title: str | None
+    metadata: dict[str, Any]
+    n_tokens: int
+    n_characters: int
+    n_windows: int
+    truncated: bool
+
+
 @dataclass
 class AddReport:
     """What one `add` did. Every document handed in is counted in exactly one of the first four.
@@ -108,6 +129,15 @@ class AddReport:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """What became of one document."""
+
+    id: str
+    state: Literal["added", "replaced", "unchanged", "failed"]
+    cause: M2RagError | None = None
+
+
+@dataclass(frozen=True)
 class AddProgress:
     """Where an `add` stands: enough to draw documents/s, tokens/s and the time left.
 
@@ -117,6 +147,7 @@ class AddProgress:
         tokens: tokens embedded so far; those of documents not yet stored count, and overlaps of windows count again.
         current: id of the document at hand.
         seconds: since the start.
+        finished: the documents dealt with since the last call.
     """
 
     done: int
@@ -124,6 +155,7 @@ class AddProgress:
     tokens: int
     current: str
     seconds: float
+    finished: tuple[Outcome, ...] = ()
 
 
 def point_id(document_id: str) -> UUID:

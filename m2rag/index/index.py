@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from m2rag.errors import InvalidInputError, NonFiniteError
-from m2rag.index.documents import AddProgress, AddReport, Document, Hit, point_id
+from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Stored, point_id
 from m2rag.index.embedding import Embedder
 from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, make_hits, unit
 from m2rag.index.ingest import DOC, PASSAGES, Ingest, Monitor, check_embedder, mismatch
@@ -228,6 +228,16 @@ class LongDocumentIndex:
             return Document(id, stored["text"], stored["title"], stored["metadata"], stored["origin"])
         return None
 
+    def describe(self, ids: Iterable[str]) -> list[Stored]:
+        """What is known of the documents with these ids, in their order; those that are not there are left out."""
+        wanted = [point_id(id) for id in ids]
+        described = []
+        for start in range(0, len(wanted), READ_AT_ONCE):
+            some = wanted[start : start + READ_AT_ONCE]
+            points = self._store.retrieve(some, payload=(*HIT_FIELDS, "text"))
+            described += [_stored(points[id].payload) for id in some if id in points]
+        return described
+
     def ids(self) -> list[str]:
         """Ids of all documents, sorted."""
         return sorted(str(id) for id in self._store.values("id"))
@@ -290,6 +300,18 @@ def metadata_filter(filter: Mapping[str, Scalar] | None) -> Filter | None:
                 f"filter {name!r}: {value!r} is not a metadata field and a str, int, float or bool it must equal"
             )
     return {("metadata", name): value for name, value in filter.items()}
+
+
+def _stored(payload: Mapping[str, Any]) -> Stored:
+    return Stored(
+        id=payload["id"],
+        title=payload["title"],
+        metadata=dict(payload["metadata"]),
+        n_tokens=payload["n_tokens"],
+        n_characters=len(payload["text"]),
+        n_windows=payload["n_windows"],
+        truncated=payload["n_used"] < payload["n_tokens"],
+    )
 
 
 def _info(store: VectorStore) -> dict[str, Any]:

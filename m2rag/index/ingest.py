@@ -24,6 +24,7 @@ from m2rag.index.documents import (
     AddReport,
     Document,
     Failure,
+    Outcome,
     check_document,
     content_hash,
     point_id,
@@ -223,22 +224,22 @@ class Monitor:
         """Since the start."""
         return time.perf_counter() - self._started
 
-    def show(self, current: str) -> None:
-        """This document is at hand."""
+    def show(self, current: str, *finished: Outcome) -> None:
+        """This document is at hand; those finished are dealt with."""
         self._current = current
         if self._callback is not None:
-            self._callback(AddProgress(self._report.done, self._total, self._tokens, current, self.seconds))
+            self._callback(AddProgress(self._report.done, self._total, self._tokens, current, self.seconds, finished))
 
     def keep(self, id: str) -> None:
         """This document is unchanged."""
         self._report.unchanged += 1
-        self.show(id)
+        self.show(id, Outcome(id, "unchanged"))
 
     def fail(self, id: str, cause: M2RagError) -> None:
         """This document is not indexed."""
         logger.warning("%s was not indexed: %s", id, cause)
         self._report.failed.append(Failure(id, cause))
-        self.show(id)
+        self.show(id, Outcome(id, "failed", cause))
 
     def embedding(self, documents: int, tokens: int) -> None:
         """A batch of the group at hand is embedded, not yet stored."""
@@ -251,7 +252,8 @@ class Monitor:
         self._tokens = max(self._tokens, self._report.n_tokens)
         self._report.added += sum(pending.is_new for pending in group)
         self._report.replaced += sum(not pending.is_new for pending in group)
-        self.show(group[-1].document.id if group else self._current)
+        outcomes = [Outcome(pending.document.id, "added" if pending.is_new else "replaced") for pending in group]
+        self.show(group[-1].document.id if group else self._current, *outcomes)
 
 
 def grouped(documents: Iterable[Pending], batch_tokens: int) -> Iterator[list[Pending]]:
