@@ -6,7 +6,7 @@ from m2rag.index.asynchronous import AsyncLongDocumentIndex
 from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Outcome, Passage, Stored
 from m2rag.index.embedding import Embedder
 from m2rag.index.index import LongDocumentIndex, read_info
-from m2rag.index.readers import parse_document, read_document
+from m2rag.index.readers import parse_document, parse_documents, read_document, read_documents
 
 __all__ = [
     "AddProgress",
@@ -21,6 +21,8 @@ __all__ = [
     "Passage",
     "Stored",
     "parse_document",
+    "parse_documents",
     "read_document",
+    "read_documents",
     "read_info",
 ]

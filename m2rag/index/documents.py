@@ -12,6 +12,7 @@ from uuid import UUID, uuid5
 from m2rag.errors import InvalidInputError, InvalidInputTypeError, M2RagError
 
 _NAMESPACE = UUID("6a0c1c8e-6d0f-5f0b-9a6e-0d3f6c0b7a52")
+_NOT_CONTENT = frozenset({"mtime"})
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,8 @@ class Document:
         id: the caller's name for it, unique in the index: adding another document under the same id replaces it.
         text: all of it.
         title: shown with hits; not part of what is embedded.
-        metadata: JSON values; `search(filter=...)` compares its top-level fields.
+        metadata: JSON values; `search(filter=...)` compares its top-level fields. `mtime`, the time of a file's last
+            change, is not content: a document that differs in nothing else is unchanged, and keeps the one it has.
         origin: absolute path of the file it was read from. Not content: moving a file does not change its document.
     """
 
@@ -49,8 +51,7 @@ class Hit:
 
     Attributes:
         id: its id.
-        score: what hits are ordered by: `document_score`, or its mean with the best passage's cosine, weighted by the
-            `rescore` of the search.
+        score: what hits are ordered by; which number that is depends on the mode of the search.
         document_score: cosine of query and whole document.
         title: its title, if it has one.
         passages: its best passages that do not overlap, best first; empty if they were not asked for.
@@ -73,10 +74,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class Failure:
-    """A document that was not indexed, and why. An earlier version of it stays in the index."""
+    """A document that was not indexed, and why. An earlier version of it stays in the index.
+
+    Attributes:
+        id: the document's, or what else names it.
+        cause: why.
+        path: absolute path of the file, where it came from one.
+    """
 
     id: str
     cause: M2RagError
+    path: str | None = None
 
 
 @dataclass(frozen=True)
@@ -186,7 +194,7 @@ def check_document(document: Document) -> dict[str, Any]:
     try:
         for text in (document.id, document.title or "", document.text):
             text.encode("utf-8")
-        return json.loads(_canonical(document), parse_int=_int64)["metadata"]
+        return json.loads(_canonical(document.metadata or {}), parse_int=_int64)
     except UnicodeEncodeError as error:
         raise InvalidInputError(
             f"document {document.id!r} holds a lone surrogate at character {error.start}: it is not valid Unicode, "
@@ -197,16 +205,16 @@ def check_document(document: Document) -> dict[str, Any]:
 
 
 def content_hash(document: Document) -> str:
-    """sha256 of text, title and metadata, in hex; a checked document only."""
-    digest = hashlib.sha256(_canonical(document).encode("utf-8"))
+    """sha256 of text, title and metadata without `mtime`, in hex; a checked document only."""
+    metadata = {name: value for name, value in (document.metadata or {}).items() if name not in _NOT_CONTENT}
+    digest = hashlib.sha256(_canonical({"title": document.title, "metadata": metadata}).encode("utf-8"))
     digest.update(b"\0")
     digest.update(document.text.encode("utf-8"))
     return digest.hexdigest()
 
 
-def _canonical(document: Document) -> str:
-    content = {"title": document.title, "metadata": dict(document.metadata or {})}
-    return json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False)
+def _canonical(value: Mapping[str, Any]) -> str:
+    return json.dumps(dict(value), sort_keys=True, ensure_ascii=False, allow_nan=False)
 
 
 def _int64(digits: str) -> int:

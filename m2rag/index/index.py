@@ -17,11 +17,14 @@ import numpy as np
 from m2rag.errors import InvalidInputError, NonFiniteError
 from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Stored, point_id
 from m2rag.index.embedding import Embedder
-from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, make_hits, unit
-from m2rag.index.ingest import DOC, PASSAGES, Ingest, Monitor, check_embedder, mismatch
-from m2rag.index.modes import check_numbers
+from m2rag.index.hits import make_hits
+from m2rag.index.ingest import DOC, LEXICAL, PASSAGES, Ingest, Monitor, check_embedder, mismatch
+from m2rag.index.modes import Mode, check_numbers, checked_order
+from m2rag.index.ranking import Search, StoreSource
+from m2rag.index.ranking import Source as Rankings
 from m2rag.index.sources import Source, plan, read
-from m2rag.stores import Filter, Manifest, Point, Scalar, Schema, VectorSpec, VectorStore, open_store
+from m2rag.stores import Filter, Manifest, Scalar, Schema, TextStore, VectorSpec, VectorStore, open_store
+from m2rag.stores.lexical import Bm25
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +37,7 @@ _DOCUMENT_FIELDS = ("text", "title", "metadata", "origin")
 
 
 class LongDocumentIndex:
-    """Whole documents with one vector each, kept in a folder or on a Qdrant server and found by meaning.
+    """Whole documents with one vector each, kept in a folder or on a Qdrant server, found by meaning and by words.
 
     Every write and query is preceded by a check that the embedder is the one the index was built with. What `add` has
     stored survives the death of the process at any moment; running the same `add` again completes it, and embeds
@@ -45,9 +48,12 @@ class LongDocumentIndex:
             cloud; others come with packages), or an open store.
         embedder: makes the vectors.
         create: make a new index where there is none.
+        lexical: language of stemmer and stop words of a new index ("english", "german", ...), for search by words and
+            hybrid search; None for neither. An index that is there keeps what it was made with.
         api_key: of the server; default: the environment variable QDRANT_API_KEY.
 
     Raises:
+        InvalidInputError: there is no such language.
         IndexNotFoundError: there is no index and `create` is False.
         IndexMismatchError: the index was built with another embedder.
         IndexLockedError: another process has the folder open.
@@ -60,17 +66,20 @@ class LongDocumentIndex:
         embedder: Embedder,
         *,
         create: bool = True,
+        lexical: str | None = "english",
         api_key: str | None = None,
     ) -> None:
         self._embedder = embedder
         self._writing = threading.Lock()
         if isinstance(path_or_store, (str, Path)):
-            new = (new_manifest(embedder), index_schema(embedder.dimension)) if create else None
+            new = new_index(embedder, lexical) if create else None
             self._store = open_store(path_or_store, create=new, api_key=api_key)
         else:
             self._store = path_or_store
         try:
             check_embedder(self._store, self._embedder)
+            language = self._store.manifest.lexical
+            self._bm25 = Bm25(language) if language else None
         except BaseException:
             self.close()
             raise
@@ -87,6 +96,11 @@ class LongDocumentIndex:
     def location(self) -> str:
         """Folder or URL of the index, without any key."""
         return self._store.location
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """What `search` can be asked for here, the default first: "hybrid", "dense", "lexical", or "dense" alone."""
+        return ("dense",) if self._no_words() else ("hybrid", "dense", "lexical")
 
     def close(self) -> None:
         """Write what is pending and let others open the folder. Closing twice is fine."""
@@ -134,7 +148,7 @@ class LongDocumentIndex:
         monitor = Monitor(report, total, progress)
         with self._writing:
             try:
-                Ingest(self._store, self._embedder, on_too_long, monitor).run(map(read, items), batch_tokens)
+                Ingest(self._store, self._embedder, on_too_long, monitor).run(read(items), batch_tokens)
             finally:
                 self._store.flush()
             if report.added or report.replaced:
@@ -152,42 +166,64 @@ class LongDocumentIndex:
         query: str,
         k: int = 10,
         *,
+        mode: Mode | None = None,
+        weights: tuple[float, float] | None = None,
+        rescore: float | None = None,
         filter: Mapping[str, Scalar] | None = None,
         passages: bool = True,
         n_passages: int = 3,
-        rescore: float = 0.0,
     ) -> list[Hit]:
-        """The `k` documents nearest to a query, best first.
-
-        Documents are found by their own vectors. With `rescore`, the best of them (three times `k`, at least 30) are
-        put in order by their best passage too. On meetings, where documents are about the same things as a whole, a
-        weight of 0.5 helps much (NDCG@10 50.6 -> 57.3 and 65.8 -> 76.1 on the two development tasks); on documents
-        with a subject of their own it need not.
+        """The `k` documents that fit a query best, best first.
 
         Args:
             query: what is looked for, in any words.
             k: how many documents.
+            mode: "dense" (cosine of whole documents), "lexical" (BM25), or "hybrid": the scores of both, each brought
+                to 0 (the last document considered) to 1 (the first), averaged. Default: hybrid where the index has
+                words, else dense.
+            weights: of the dense and the lexical score, in hybrid mode. Default: 0.7 and 1.
+            rescore: weight of the best passage, 0 to 1, in the order of the best documents (three times `k`, at least
+                30): in dense and hybrid mode against the document's own vector, in lexical mode against its words.
+                Default: 0.5 in hybrid mode, else 0.
             filter: metadata fields and the values they must have, all of them; a list matches by any of its items.
             passages: also find the passages of each hit that are nearest to the query.
             n_passages: at most how many per hit; they do not overlap.
-            rescore: weight of the best passage in a document's score, 0 to 1; 0 ranks by the document's vector alone.
+
+        Returns:
+            Hits; `score` is what orders them: the cosine, BM25's number, or a mean of scores from 0 to about 1.
+            `document_score` is always the cosine.
 
         Raises:
-            InvalidInputError: `k`, `n_passages` or `rescore` is out of range, the filter is malformed, or the query is
-                empty.
+            InvalidInputError: a number is out of range, the filter is malformed, the query is empty, or the mode needs
+                words and the index has none.
             IndexMismatchError: the embedder is not the index's.
             NonFiniteError: the query's vector holds NaN or infinity.
         """
-        check_numbers(k, n_passages, rescore)
-        conditions = metadata_filter(filter)
+        rankings = StoreSource(self._store, self._bm25, metadata_filter(filter))
+        return self._search(rankings, query, k, mode, weights, rescore, n_passages if passages else 0)
+
+    def _search(
+        self,
+        rankings: Rankings,
+        query: str,
+        k: int,
+        mode: Mode | None,
+        weights: tuple[float, float] | None,
+        rescore: float | None,
+        n_passages: int,
+    ) -> list[Hit]:
+        """`search` in rankings from anywhere."""
+        check_numbers(k, n_passages)
+        order = checked_order(mode, weights, rescore, no_words=self._no_words())
         vector = self._query_vector(query)
-        depth = max(3 * k, 30) if rescore else k
-        points = self._store.query(DOC, vector, limit=depth, filter=conditions, payload=HIT_FIELDS)
-        scores = {point.id: point.score for point in points}
-        if rescore:
-            scores = self._rescored(points, vector, rescore)
-            points = sorted(points, key=lambda point: -scores[point.id])[:k]
-        return make_hits(self._store, points, scores, vector, n_passages if passages else 0)
+        points, scores = Search(self._store, rankings, query, vector, order).best(k)
+        return make_hits(self._store, points, scores, vector, n_passages)
+
+    def _no_words(self) -> str | None:
+        """Why documents cannot be found by their words; None if they can."""
+        if language_of_words(self._store):
+            return None
+        return f"the index at {self.location} has no words to search by: it was made without (lexical=None)"
 
     def _query_vector(self, query: str) -> np.ndarray:
         """Checked vector (D,) of a query, by the embedder of the index."""
@@ -198,18 +234,6 @@ class LongDocumentIndex:
         if not np.isfinite(vector).all():
             raise NonFiniteError("the query's vector holds NaN or infinity: the embedder's weights are damaged")
         return vector
-
-    def _rescored(self, points: list[Point], query: np.ndarray, weight: float) -> dict[Any, float]:
-        """Score of every point, its best passage counted with `weight`."""
-        scores = {}
-        for start in range(0, len(points), READ_AT_ONCE):
-            some = {point.id: point.score for point in points[start : start + READ_AT_ONCE]}
-            for id, point in self._store.retrieve(list(some), vectors=(PASSAGES,)).items():
-                matrix = point.vectors.get(PASSAGES)
-                best = some[id] if matrix is None else float((matrix @ unit(query)).max())
-                scores[id] = (1 - weight) * some[id] + weight * best
-        # A document deleted in the meantime by another thread keeps the score it was found with.
-        return {point.id: scores.get(point.id, point.score) for point in points}
 
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove documents by id; returns how many were there."""
@@ -249,9 +273,10 @@ class LongDocumentIndex:
         return isinstance(id, str) and bool(self._store.retrieve([point_id(id)]))
 
     def info(self) -> dict[str, Any]:
-        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, created, versions.
+        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, lexical, created, versions.
 
-        `path` is the folder or URL; `size_bytes` is None on a server, which does not tell.
+        `path` is the folder or URL; `size_bytes` is None on a server, which does not tell; `lexical` is the language of
+        its words, None where it has none.
         """
         return _info(self._store)
 
@@ -269,7 +294,21 @@ def read_info(path: str | Path, *, api_key: str | None = None) -> dict[str, Any]
         store.close()
 
 
-def new_manifest(embedder: Embedder) -> Manifest:
+def new_index(embedder: Embedder, lexical: str | None = "english") -> tuple[Manifest, Schema]:
+    """Manifest and schema of an index that is created now with this embedder.
+
+    Args:
+        lexical: language of its words; None for none.
+
+    Raises:
+        InvalidInputError: there is no such language.
+    """
+    if lexical is not None:
+        Bm25(lexical)
+    return new_manifest(embedder, lexical), index_schema(embedder.dimension, lexical)
+
+
+def new_manifest(embedder: Embedder, lexical: str | None = None) -> Manifest:
     """The manifest of an index that is created now with this embedder."""
     try:
         ours = version("m2rag")
@@ -277,13 +316,18 @@ def new_manifest(embedder: Embedder) -> Manifest:
         ours = "unknown"
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     model = getattr(embedder, "model_source", None)
-    return Manifest(embedder.fingerprint, embedder.dimension, created, ours, model=model)
+    return Manifest(embedder.fingerprint, embedder.dimension, created, ours, model=model, lexical=lexical)
 
 
-def index_schema(dimension: int) -> Schema:
-    """Vectors and listed fields of a collection of documents."""
+def index_schema(dimension: int, lexical: str | None = None) -> Schema:
+    """Vectors and listed fields of a collection of documents; with a language, sparse vectors of their words."""
     vectors = (VectorSpec(DOC, dimension), VectorSpec(PASSAGES, dimension, multi=True, searched=False))
-    return Schema(vectors, {"id": "keyword", "n_tokens": "integer"})
+    return Schema(vectors, {"id": "keyword", "n_tokens": "integer"}, (LEXICAL,) if lexical else ())
+
+
+def language_of_words(store: VectorStore) -> str | None:
+    """Language in which a store's documents can be found by their words; None if they cannot."""
+    return store.text_language if isinstance(store, TextStore) else store.manifest.lexical
 
 
 def metadata_filter(filter: Mapping[str, Scalar] | None) -> Filter | None:
@@ -317,4 +361,4 @@ def _stored(payload: Mapping[str, Any]) -> Stored:
 def _info(store: VectorStore) -> dict[str, Any]:
     tokens = sum(int(value) * count for value, count in store.values("n_tokens").items())
     held = {"path": store.location, "documents": store.count(), "tokens": tokens, "size_bytes": store.size_bytes()}
-    return {**held, **asdict(store.manifest)}
+    return {**held, **asdict(store.manifest), "lexical": language_of_words(store)}

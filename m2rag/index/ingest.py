@@ -84,12 +84,12 @@ class Ingest:
         seen: dict[bytes, str] = {}
         for item in items:
             if isinstance(item, Failure):
-                self._monitor.fail(item.id, item.cause)
+                self._monitor.fail(item.id, item.cause, item.path)
                 continue
             try:
                 metadata = check_document(item)
             except M2RagError as error:
-                self._monitor.fail(str(item.id), error)
+                self._monitor.fail(str(item.id), error, item.origin)
                 continue
             key, digest = point_id(item.id).bytes, content_hash(item)
             if key not in seen:
@@ -98,7 +98,7 @@ class Ingest:
             elif seen[key] == digest:
                 self._monitor.keep(item.id)
             else:
-                self._monitor.fail(item.id, _taken(item, "another document handed in with it"))
+                self._monitor.fail(item.id, _taken(item, "another document handed in with it"), item.origin)
 
     def _changed(self, documents: Iterable[Pending], batch_tokens: int) -> Iterator[Pending]:
         """The documents that are new or changed, looked up many at a time."""
@@ -112,7 +112,7 @@ class Ingest:
                     self._monitor.keep(pending.document.id)
                 elif _is_other_file(stored[id].payload, pending):
                     other = f"the file {stored[id].payload['origin']}"
-                    self._monitor.fail(pending.document.id, _taken(pending.document, other))
+                    self._monitor.fail(pending.document.id, _taken(pending.document, other), pending.document.origin)
                 else:
                     yield Pending(pending.document, pending.metadata, pending.hash, pending.tokens, is_new=False)
 
@@ -140,7 +140,7 @@ class Ingest:
         stored: list[Pending] = []
         for i, pending in enumerate(group):
             if i in result.errors:
-                self._monitor.fail(pending.document.id, result.errors[i])
+                self._monitor.fail(pending.document.id, result.errors[i], pending.document.origin)
                 continue
             point = self._point(pending, vectors[i], result, i)
             if all(np.isfinite(vector).all() for vector in point.vectors.values()):
@@ -150,7 +150,7 @@ class Ingest:
                 cause = NonFiniteError(
                     f"the vector of document {pending.document.id!r} holds NaN or infinity: it was not stored"
                 )
-                self._monitor.fail(pending.document.id, cause)
+                self._monitor.fail(pending.document.id, cause, pending.document.origin)
         # A new document may have been stored by a try whose answer was lost: then it is not written a second time.
         for is_new in (True, False):
             batch = [one for one in zip(points, stored, strict=True) if one[1].is_new == is_new]
@@ -168,7 +168,7 @@ class Ingest:
             except PointTooLargeError as error:
                 for point, pending in batch:
                     if point.id in error.ids:
-                        self._monitor.fail(pending.document.id, error)
+                        self._monitor.fail(pending.document.id, error, pending.document.origin)
                 batch = [one for one in batch if one[0].id not in error.ids]
         return batch
 
@@ -235,10 +235,10 @@ class Monitor:
         self._report.unchanged += 1
         self.show(id, Outcome(id, "unchanged"))
 
-    def fail(self, id: str, cause: M2RagError) -> None:
-        """This document is not indexed."""
+    def fail(self, id: str, cause: M2RagError, path: str | None) -> None:
+        """This document, of this file, is not indexed."""
         logger.warning("%s was not indexed: %s", id, cause)
-        self._report.failed.append(Failure(id, cause))
+        self._report.failed.append(Failure(id, cause, path))
         self.show(id, Outcome(id, "failed", cause))
 
     def embedding(self, documents: int, tokens: int) -> None:

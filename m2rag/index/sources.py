@@ -10,9 +10,10 @@ from typing import Any, TypeAlias
 
 from m2rag.errors import DocumentError, InvalidInputTypeError
 from m2rag.index.documents import Document, Failure
-from m2rag.index.readers import document_id, list_folder, read_document, supported_suffixes
+from m2rag.index.readers import kind_of, list_folder, read_documents, supported_suffixes
 
-Source: TypeAlias = "Document | str | os.PathLike[str]"
+Source: TypeAlias = "Document | Failure | str | os.PathLike[str]"
+"""A document, a file or a folder; a failure, as `parse_documents` gives it, is passed on to the report."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,12 @@ class FileRef:
 
     path: Path
     root: Path | None
+
+    @property
+    def has_rows(self) -> bool:
+        """Whether it holds many documents."""
+        kind = kind_of(self.path)
+        return kind is not None and kind.has_rows
 
 
 Item: TypeAlias = "Document | FileRef | Failure"
@@ -37,13 +44,13 @@ def plan(sources: Source | Iterable[Source], skipped: list[str]) -> tuple[Iterab
         skipped: receives the paths of files of no supported kind.
 
     Returns:
-        The items, and how many they are (None for a lazy iterable).
+        The items, and how many documents they are: None for a lazy iterable, or with files of many documents.
 
     Raises:
         InvalidInputTypeError: `sources` is nothing of the kind.
         DocumentError: a folder in a sequence holds no document.
     """
-    if isinstance(sources, (Document, str, os.PathLike)):
+    if isinstance(sources, (Document, Failure, str, os.PathLike)):
         sources = [sources]
     if isinstance(sources, (bytes, bytearray, Mapping)) or not isinstance(sources, Iterable):
         raise InvalidInputTypeError(
@@ -51,18 +58,18 @@ def plan(sources: Source | Iterable[Source], skipped: list[str]) -> tuple[Iterab
         )
     if isinstance(sources, Sequence):
         items = [item for i, source in enumerate(sources) for item in _expand(i, source, skipped)]
-        return items, len(items)
+        exact = not any(isinstance(item, FileRef) and item.has_rows for item in items)
+        return items, len(items) if exact else None
     return _lazily(sources, skipped), None
 
 
-def read(item: Item) -> Document | Failure:
-    """Read one item."""
-    if not isinstance(item, FileRef):
-        return item
-    try:
-        return read_document(item.path, item.root)
-    except DocumentError as error:
-        return Failure(document_id(item.path, item.root), error)
+def read(items: Iterable[Item]) -> Iterator[Document | Failure]:
+    """Read the items, one document at a time."""
+    for item in items:
+        if isinstance(item, FileRef):
+            yield from read_documents(item.path, item.root)
+        else:
+            yield item
 
 
 def _lazily(sources: Iterable[Source], skipped: list[str]) -> Iterator[Item]:
@@ -75,7 +82,7 @@ def _lazily(sources: Iterable[Source], skipped: list[str]) -> Iterator[Item]:
 
 
 def _expand(position: int, source: Any, skipped: list[str]) -> Iterator[Item]:
-    if isinstance(source, Document):
+    if isinstance(source, (Document, Failure)):
         yield source
         return
     if not isinstance(source, (str, os.PathLike)):
@@ -93,5 +100,5 @@ def _expand(position: int, source: Any, skipped: list[str]) -> Iterator[Item]:
             raise listing.unreadable[0][1]
         others = f" ({len(listing.skipped)} files of other kinds)" if listing.skipped else ""
         raise DocumentError(f"the folder {path} holds no document{others}: the index reads {supported_suffixes()}")
-    yield from (Failure(name, error) for name, error in listing.unreadable)
+    yield from (Failure(name, error, os.path.abspath(name)) for name, error in listing.unreadable)
     yield from (FileRef(file, path) for file in listing.files)

@@ -12,6 +12,7 @@ from pypdf import PdfReader, PdfWriter
 from pypdf.generic import DecodedStreamObject, DictionaryObject, NameObject
 
 from m2rag.errors import DocumentError
+from m2rag.index.documents import content_hash
 from m2rag.index.readers import READERS, list_folder, parse_document, read_document
 
 TEXT = "Der Fluß fließt über die Brücke – «déjà vu», sagt der Müller. Größe zählt, Ärger nicht.\n" * 4
@@ -156,7 +157,7 @@ def test_pdf_text(tmp_path: Path) -> None:
         ("a.pdf", pdf([]), "OCR"),
         ("a.pdf", pdf([""]), "OCR"),
         ("a.pdf", pdf(["Text"], password="secret"), "protected by a password"),
-        ("a.docx", b"PK", "no supported kind: the index reads .txt, .md, .rst, .html, .htm, .pdf"),
+        ("a.doc", b"PK", "no supported kind: the index reads .txt, .md, .rst, .html, .htm, .pdf"),
     ],
 )
 def test_files_that_are_no_documents(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -233,8 +234,9 @@ def test_ids(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_bytes_with_a_name_give_the_document_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = b"# Heading\n\ntext"
     file = read_document(write(tmp_path, "sub/A.MD", data), root=tmp_path)
+    metadata = {name: value for name, value in file.metadata.items() if name != "mtime"}
     monkeypatch.setattr(Path, "read_bytes", None)
-    assert parse_document(data, "sub/A.MD") == replace(file, origin=None)
+    assert parse_document(data, "sub/A.MD") == replace(file, metadata=metadata, origin=None)
     assert parse_document(b"text", "a b/stem.txt").title == "stem"
     for name, content, message in (("a.exe", b"x", "no supported kind"), ("a.txt", b" ", "a.txt is empty")):
         with pytest.raises(DocumentError, match=message):
@@ -245,7 +247,11 @@ def test_touching_a_file_does_not_change_its_document(tmp_path: Path) -> None:
     path = write(tmp_path, "a.txt", "text")
     before = read_document(path)
     os.utime(path, (1, 1))
-    assert read_document(path) == before
+    after = read_document(path)
+    assert content_hash(after) == content_hash(before)
+    assert after.metadata == {**before.metadata, "mtime": 1} != before.metadata
+    path.write_text("next")
+    assert content_hash(read_document(path)) != content_hash(before)
 
 
 def test_listing_a_folder(tmp_path: Path) -> None:
@@ -282,7 +288,7 @@ def test_a_subfolder_that_cannot_be_read_is_reported(tmp_path: Path, monkeypatch
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
-    monkeypatch.setattr("m2rag.index.readers.os.scandir", refuse)
+    monkeypatch.setattr("m2rag.index.readers.listing.os.scandir", refuse)
     listing = list_folder(tmp_path)
     assert [path.name for path in listing.files] == ["a.txt"]
     ((name, error),) = listing.unreadable

@@ -517,7 +517,7 @@ def test_a_folder_without_documents_is_told_before_any_work(
 
 
 def test_a_missing_path_is_a_failure(index: LongDocumentIndex, tmp_path: Path) -> None:
-    report = index.add([tmp_path / "nothing.txt", ANIMALS, tmp_path / "x.docx"])
+    report = index.add([tmp_path / "nothing.txt", ANIMALS, tmp_path / "x.exe"])
     assert report.added == 1
     assert "does not exist" in str(report.failed[0].cause)
     assert ".rst" in str(report.failed[1].cause)

@@ -1,0 +1,45 @@
+"""Web pages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from m2rag.index.readers.decoding import BOMS, decode_text
+
+_HTML_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([A-Za-z0-9_\-]+)", re.IGNORECASE)
+_HTML_DROPPED = ["script", "style", "noscript", "template", "svg", "head"]
+_HTML_BLOCKS = (
+    "address article aside blockquote br dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 "
+    "h6 header hr li main nav ol p pre section summary table td th tr ul"
+).replace(" ", ",")
+
+
+def read_html(data: bytes, shown: str | Path) -> tuple[str, str | None]:
+    declared = _HTML_CHARSET.search(data[:2048])
+    source = None
+    if declared is not None and not data.startswith(tuple(mark for mark, _ in BOMS)):
+        try:
+            source = data.decode(declared[1].decode("ascii"))
+        except (UnicodeDecodeError, LookupError):  # pages that lie about their encoding are common
+            source = None
+    return page_text(source if source is not None and "\0" not in source else decode_text(data, shown))
+
+
+def page_text(source: str) -> tuple[str, str | None]:
+    """Text and title of a page, without scripts and styles; what browsers show as a block begins a line."""
+    from selectolax.lexbor import LexborHTMLParser
+
+    tree = LexborHTMLParser(source)
+    title_node = tree.css_first("title") or tree.css_first("h1")
+    title = title_node.text(deep=True) if title_node is not None else None
+    tree.strip_tags(_HTML_DROPPED)
+    body = tree.body
+    if body is None:
+        return "", title
+    for node in body.css(_HTML_BLOCKS):
+        node.insert_before("\n")
+        node.insert_after("\n")
+    text = body.text(deep=True).replace("\r\n", "\n").replace("\r", "\n").replace("\xa0", " ")
+    text = re.sub(r"[ \t]*\n[ \t]*\n\s*", "\n\n", re.sub(r"[ \t]+", " ", text))
+    return text.strip(), title
