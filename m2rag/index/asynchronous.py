@@ -16,6 +16,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Stored
 from m2rag.index.index import BATCH_TOKENS, LongDocumentIndex
+from m2rag.index.modes import Mode
 from m2rag.index.sources import Source
 from m2rag.stores import Scalar
 
@@ -81,6 +82,11 @@ class AsyncLongDocumentIndex(Generic[Index]):
         """See `LongDocumentIndex.location`."""
         return self._index.location
 
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """See `LongDocumentIndex.modes`."""
+        return self._index.modes
+
     async def add(
         self,
         documents_or_paths: Source | Iterable[Source],
@@ -103,20 +109,24 @@ class AsyncLongDocumentIndex(Generic[Index]):
         query: str,
         k: int = 10,
         *,
+        mode: Mode | None = None,
+        weights: tuple[float, float] | None = None,
+        rescore: float | None = None,
         filter: Mapping[str, Scalar] | None = None,
         passages: bool = True,
         n_passages: int = 3,
-        rescore: float = 0.0,
     ) -> list[Hit]:
         """The `k` documents that fit a query best; see `LongDocumentIndex.search`."""
         return await in_thread(
             self._index.search,
             query,
             k,
+            mode=mode,
+            weights=weights,
+            rescore=rescore,
             filter=filter,
             passages=passages,
             n_passages=n_passages,
-            rescore=rescore,
         )
 
     async def delete(self, ids: str | Iterable[str]) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from m2rag.errors import InvalidInputError, NonFiniteError
 from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Stored, point_id
 from m2rag.index.embedding import Embedder
-from m2rag.index.hits import make_hits
+from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, make_hits
 from m2rag.index.ingest import DOC, LEXICAL, PASSAGES, Ingest, Monitor, check_embedder, mismatch
 from m2rag.index.modes import Mode, check_numbers, checked_order
 from m2rag.index.ranking import Search, StoreSource
@@ -273,7 +273,7 @@ class LongDocumentIndex:
         return isinstance(id, str) and bool(self._store.retrieve([point_id(id)]))
 
     def info(self) -> dict[str, Any]:
-        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, lexical, created, versions.
+        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, lexical, created, and more.
 
         `path` is the folder or URL; `size_bytes` is None on a server, which does not tell; `lexical` is the language of
         its words, None where it has none.

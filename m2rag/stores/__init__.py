@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from m2rag.stores.base import Filter, Manifest, Point, Scalar, Schema, SparseVector, VectorSpec, VectorStore
+from m2rag.stores.base import (
+    Filter,
+    Manifest,
+    Point,
+    Scalar,
+    Schema,
+    SparseVector,
+    TextStore,
+    VectorSpec,
+    VectorStore,
+)
 from m2rag.stores.opening import StoreOpener, open_store, without_secrets
 from m2rag.stores.qdrant_edge import EdgeStore
 
@@ -15,6 +25,7 @@ __all__ = [
     "Schema",
     "SparseVector",
     "StoreOpener",
+    "TextStore",
     "VectorSpec",
     "VectorStore",
     "open_store",

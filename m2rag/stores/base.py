@@ -108,6 +108,22 @@ class Point:
 
 
 @runtime_checkable
+class TextStore(Protocol):
+    """What a `VectorStore` has besides where it finds words by itself, and not by sparse vectors."""
+
+    @property
+    def text_language(self) -> str | None:
+        """Language its words are read in; None where this collection has no index of words."""
+        ...
+
+    def by_words(
+        self, text: str, *, limit: int, filter: Filter | None = None, payload: Sequence[str] = ()
+    ) -> list[Point]:
+        """The `limit` points whose text or title fits the words best, best first; the score is above 0."""
+        ...
+
+
+@runtime_checkable
 class VectorStore(Protocol):
     """One open collection. Every method raises `StoreError` when the store fails or is closed.
 
@@ -158,6 +174,13 @@ class VectorStore(Protocol):
         """The `limit` points nearest to `vector`, best first: by cosine to a vector (D,), or by a sparse one.
 
         A point that has no vector of this name, or none of whose sparse numbers meet the query's, is not found.
+        """
+        ...
+
+    def similarities(self, name: str, vector: np.ndarray, ids: Sequence[UUID]) -> dict[UUID, float]:
+        """How near points are to `vector` (D,): the cosine of their vector of this name, of a matrix its nearest row's.
+
+        Points that are not stored or have no vector of this name are absent.
         """
         ...
 

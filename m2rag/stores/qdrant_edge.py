@@ -124,6 +124,19 @@ class EdgeStore:
         with self._engine("search") as shard:
             return [_to_point(record, record.score) for record in shard.query(request)]
 
+    def similarities(self, name: str, vector: np.ndarray, ids: Sequence[UUID]) -> dict[UUID, float]:
+        """The cosine of each point's vector of this name to `vector` (D,), of a matrix its nearest row's."""
+        if not ids:
+            return {}
+        request = engine.QueryRequest(
+            limit=len(ids),
+            query=engine.Query.Nearest(vector, name),
+            filter=engine.Filter(must=[engine.HasIdCondition(set(ids))]),
+            params=_search_params(exact=True),
+        )
+        with self._engine("search") as shard:
+            return {record.id: record.score for record in shard.query(request)}
+
     def values(self, listed_field: str) -> dict[str | int, int]:
         """Every value of a listed payload field -> number of points that have it."""
         n = self.count()

@@ -203,6 +203,7 @@ class QdrantServerStore:
         self._check_sizes(info)
         vectors = info.config.params.vectors or {}
         self._halved = {name for name, params in vectors.items() if params.datatype == models.Datatype.FLOAT16}
+        self._matrices = {name for name, params in vectors.items() if params.multivector_config is not None}
         self._index_fields(stored.get("listed_fields") or {}, info)
         self._patience = patience
 
@@ -286,6 +287,21 @@ class QdrantServerStore:
             with_payload=list(payload) or False,
         )
         return [to_point(record) for record in answer.points]
+
+    def similarities(self, name: str, vector: np.ndarray, ids: Sequence[UUID]) -> dict[UUID, float]:
+        """The cosine of each point's vector of this name to `vector` (D,), of a matrix its nearest row's."""
+        if not ids:
+            return {}
+        answer = self._ask(
+            "query_points",
+            query=to_vector(vector[None, :] if name in self._matrices else vector),
+            using=name,
+            limit=len(ids),
+            query_filter=models.Filter(must=[models.HasIdCondition(has_id=[str(id) for id in ids])]),
+            search_params=search_params(len(ids)),
+            with_payload=False,
+        )
+        return {UUID(str(record.id)): record.score for record in answer.points}
 
     def values(self, listed_field: str) -> dict[str | int, int]:
         """Every value of a listed payload field -> number of points that have it."""
