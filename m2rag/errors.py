@@ -102,6 +102,10 @@ class RemoteError(M2RagError):
         return whole
 
 
+class ContextTooLongError(RemoteError):
+    """A chat model was sent more tokens than it takes; nothing was answered."""
+
+
 class MissingDependencyError(M2RagError, ImportError):
     """An optional package is not installed; the message holds the exact `pip install`."""
 

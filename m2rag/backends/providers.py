@@ -88,6 +88,7 @@ PROVIDERS = (TOGETHER, OPENAI)
 # Any other server.
 OTHER_CAPS = Caps(items=64, tokens=131_072, bytes=2_000_000)
 OTHER_KEY_VARIABLE = "M2RAG_API_KEY"
+CHAT_KEY_VARIABLE = "M2RAG_CHAT_API_KEY"
 
 # The limit of most models offered by APIs.
 ASSUMED_MAX_TOKENS = 8_192
