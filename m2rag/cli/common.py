@@ -6,9 +6,11 @@ import json
 import logging
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.console import Console
@@ -20,6 +22,9 @@ from m2rag.errors import CheckpointError, IndexNotFoundError, M2RagError
 if TYPE_CHECKING:
     from m2rag.embedder import M2Embedder
     from m2rag.index import Hit, LongDocumentIndex
+    from m2rag.stores import VectorStore
+
+T = TypeVar("T")
 
 ERROR = 1
 SOME_FAILED = 3
@@ -160,20 +165,27 @@ def plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def load_embedder(
-    model: str | None, *, device: str | None = None, dtype: Dtype = Dtype.AUTO, **options: Any
-) -> M2Embedder:
-    """The embedder the options ask for; a wrong option is a usage error."""
+@contextmanager
+def loading_a_model(device: str | None) -> Iterator[None]:
+    """While a model is loaded: says so, and a wrong option is a usage error."""
     with stderr.status("Loading the model"):
-        from m2rag.embedder import M2Embedder
-
         _check_device(device)
         try:
-            return M2Embedder(model, device=device, dtype=dtype.value, **options)
+            yield
         except M2RagError:
             raise
         except ValueError as error:
             raise typer.BadParameter(str(error)) from error
+
+
+def load_embedder(
+    model: str | None, *, device: str | None = None, dtype: Dtype = Dtype.AUTO, **options: Any
+) -> M2Embedder:
+    """The embedder the options ask for; a wrong option is a usage error."""
+    with loading_a_model(device):
+        from m2rag.embedder import M2Embedder
+
+        return M2Embedder(model, device=device, dtype=dtype.value, **options)
 
 
 def _check_device(device: str | None) -> None:
@@ -204,7 +216,30 @@ def open_index(
     A missing index, or one in use, is told before a model is loaded.
     """
     from m2rag.index import LongDocumentIndex
-    from m2rag.stores import VectorStore, open_store, without_secrets
+
+    def build(model: str | None, store: str | Path | VectorStore) -> LongDocumentIndex:
+        return LongDocumentIndex(store, load_embedder(model, device=device, dtype=dtype), api_key=api_key)
+
+    return with_index_model(place, model, build, create=create, api_key=api_key)
+
+
+def with_index_model(
+    place: str | Path,
+    model: str | None,
+    build: Callable[[str | None, str | Path | VectorStore], T],
+    *,
+    create: bool,
+    api_key: str | None,
+) -> T:
+    """What `build` makes of an index's model and store.
+
+    Args:
+        place: of the index.
+        model: instead of the one the index was built with; None for both: the bundled one.
+        build: given the model, and the open store, or `place` where there is no index yet.
+        create: whether there may be none.
+    """
+    from m2rag.stores import open_store, without_secrets
 
     shown = shlex.quote(without_secrets(str(place)))
     store: VectorStore | None = None
@@ -215,8 +250,7 @@ def open_index(
             raise IndexNotFoundError(f"{error}: make one with m2rag index PATHS --index {shown}") from error
     remembered = store.manifest.model if store is not None else None
     try:
-        embedder = load_embedder(model or remembered, device=device, dtype=dtype)
-        return LongDocumentIndex(place if store is None else store, embedder, api_key=api_key)
+        return build(model or remembered, place if store is None else store)
     except BaseException as error:
         if store is not None:
             store.close()

@@ -21,6 +21,7 @@ from typing import Any
 from m2rag.backends import Backend, BatchTooLargeError, PieceOutput
 from m2rag.batching import Piece, Plan
 from m2rag.errors import M2RagError
+from m2rag.tokenizer import Tokenizer
 
 SHORT_TOKENS = 512
 """Pieces of up to this cost, in padded tokens, go through the short lane."""
@@ -69,6 +70,13 @@ class SharedBackend:
             ).start()
         self._inner = inner
         self._delay = 0.0
+        self.model_name = inner.model_name
+        self.source = inner.source
+        self.max_tokens = inner.max_tokens
+        self.matryoshka_dimensions = inner.matryoshka_dimensions
+        self.batch_tokens = inner.batch_tokens
+        self.has_spans = inner.has_spans
+        self.sends_text = inner.sends_text
         # The batches of a call are handed in together, so that they can be joined with others'.
         self.concurrency = 64
 
@@ -98,44 +106,16 @@ class SharedBackend:
     # What a backend is asked for.
 
     @property
-    def model_name(self) -> str:
-        return self._inner.model_name
-
-    @property
-    def source(self) -> str | None:
-        return self._inner.source
-
-    @property
     def dimension(self) -> int | None:
         return self._inner.dimension
 
     @property
-    def max_tokens(self) -> int:
-        return self._inner.max_tokens
-
-    @property
-    def matryoshka_dimensions(self) -> tuple[int, ...]:
-        return self._inner.matryoshka_dimensions
-
-    @property
-    def tokenizer(self) -> Any:
+    def tokenizer(self) -> Tokenizer:
         return self._inner.tokenizer
 
     @property
     def batch_rule(self) -> Plan:
         return self._inner.batch_rule
-
-    @property
-    def batch_tokens(self) -> int:
-        return self._inner.batch_tokens
-
-    @property
-    def has_spans(self) -> bool:
-        return self._inner.has_spans
-
-    @property
-    def sends_text(self) -> bool:
-        return self._inner.sends_text
 
     def identity(self) -> dict[str, str]:
         return self._inner.identity()
