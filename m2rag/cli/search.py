@@ -31,23 +31,25 @@ if TYPE_CHECKING:
 
 _WIDTH = 320  # characters of a passage that are shown
 
+FILTER = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filter",
+        "-f",
+        metavar="FIELD=VALUE",
+        help="Only documents whose metadata has this value; may be repeated. Numbers, true and false are read as "
+        "such, unless quoted: year='\"2020\"'.",
+        show_default=False,
+    ),
+]
+
 
 def search(
     query: Annotated[str, typer.Argument(metavar="QUERY", help="What you look for, in any words.", show_default=False)],
     index: INDEX,
     api_key: API_KEY = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.", min=1)] = 10,
-    filter: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--filter",
-            "-f",
-            metavar="FIELD=VALUE",
-            help="Only documents whose metadata has this value; may be repeated. Numbers, true and false are read as "
-            "such, unless quoted: year='\"2020\"'.",
-            show_default=False,
-        ),
-    ] = None,
+    filter: FILTER = None,
     passages: Annotated[bool, typer.Option("--passages/--no-passages", help="Show the passages that fit best.")] = True,
     rescore: Annotated[
         float, typer.Option(help="Weight of the best passage in the order, 0 to 1.", min=0.0, max=1.0)
@@ -66,10 +68,10 @@ def search(
     n_tokens, n_windows, truncated}]}; score: document_score (cosine), or its mean with the best passage's by --rescore;
     start and end: characters of the document's text.
     """
-    conditions = dict(_condition(item) for item in filter or [])
+    conditions = filter_conditions(filter)
     with open_index(index, model, device=device, dtype=dtype, api_key=api_key) as opened:
         place = opened.location
-        hits = opened.search(query, k, filter=conditions or None, passages=passages, rescore=rescore)
+        hits = opened.search(query, k, filter=conditions, passages=passages, rescore=rescore)
         documents = len(opened)
     if as_json:
         say_json({"query": query, "index": place, "hits": [hit_as_json(hit) for hit in hits]})
@@ -95,6 +97,11 @@ def show_hit(rank: int, hit: Hit, query: str, *, mark: str = "", width: int = _W
     say(line)
     if hit.passages:
         say_indented(snippet(hit.passages[0].text, query, width))
+
+
+def filter_conditions(given: list[str] | None) -> dict[str, Any] | None:
+    """What `--filter` says, as `search` of an index takes it."""
+    return dict(map(_condition, given)) if given else None
 
 
 def _condition(item: str) -> tuple[str, Any]:
