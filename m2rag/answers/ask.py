@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Mapping
 from contextlib import aclosing, closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Protocol
 
 from m2rag.answers.chat import ChatEndpoint
@@ -69,14 +68,10 @@ async def aretrieve(
 ) -> Retrieved:
     """As `retrieve`; the event loop stays free."""
     _check(question)
-    search: Any
-    get: Any
-    if isinstance(index, AsyncLongDocumentIndex):
-        search, get = index.search, index.get
-    else:
-        search, get = partial(in_thread, index.search), partial(in_thread, index.get)
-    hits = await search(question, k, filter=filter, n_passages=_ALL_PASSAGES)
-    return _retrieved(question, hits, [await get(hit.id) for hit in hits])
+    if not isinstance(index, AsyncLongDocumentIndex):
+        return await in_thread(retrieve, index, question, k=k, filter=filter)
+    hits = await index.search(question, k, filter=filter, n_passages=_ALL_PASSAGES)
+    return _retrieved(question, hits, [await index.get(hit.id) for hit in hits])
 
 
 def ask(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from m2rag.cli import demo, embed, evaluation, index, info, search, serve
+from m2rag.cli import ask, demo, embed, evaluation, index, info, search, serve
 from m2rag.cli.common import ERROR, INTERRUPTED, VERBOSE, note, set_up_logging
 from m2rag.errors import M2RagError
 
@@ -109,6 +109,9 @@ app.command("embed", epilog="Example: m2rag embed --file report.pdf --on-too-lon
 app.command("index", epilog="Example: m2rag index ~/papers --index papers.m2rag")(index.index)
 app.command("search", epilog="Example: m2rag search 'how long may a lease run?' --index papers.m2rag -k 5")(
     search.search
+)
+app.command("ask", epilog="Example: m2rag ask 'how long may a lease run?' --index papers.m2rag --chat-model gpt-4o")(
+    ask.ask
 )
 app.command("serve", epilog="Example: m2rag serve --index papers.m2rag")(serve.serve)
 app.command("info", epilog="Example: m2rag info --index papers.m2rag")(info.info)
