@@ -7,11 +7,12 @@ import io
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from charset_normalizer import from_bytes
 
 from m2rag.errors import DocumentError
+from m2rag.index.readers.packed import Borrowed
 
 MAX_LINE_BYTES = 64 * 2**20
 """A longer line of a file that is read line by line is not taken into memory."""
@@ -58,34 +59,24 @@ def text_lines(stream: BinaryIO, shown: str | Path) -> Iterator[str | DocumentEr
     Raises:
         DocumentError: the file is binary, or not what its byte order mark says.
     """
-    if isinstance(stream, io.BufferedReader):
-        yield from _buffered_lines(stream, shown)
-        return
-    buffered: io.BufferedReader[Any] = io.BufferedReader(cast(Any, stream))
-    try:
-        yield from _buffered_lines(buffered, shown)
-    finally:
-        buffered.detach()  # or it would close the caller's stream
-
-
-def _buffered_lines(stream: io.BufferedReader[Any], shown: str | Path) -> Iterator[str | DocumentError]:
-    sample = stream.peek(8192)[:8192]
+    buffered = io.BufferedReader(Borrowed(stream))
+    sample = buffered.peek(8192)[:8192]
     mark = next((name for mark, name in BOMS if sample.startswith(mark)), None)
     wide = mark if mark != "utf-8-sig" else None
     if wide or mark is None and (wide := _wide_encoding(sample)):
-        yield from _wide_lines(stream, wide, shown)
+        yield from _wide_lines(buffered, wide, shown)
         return
     if b"\0" in sample:
         raise binary(shown)
     _check_text(sample.decode("latin-1"), shown)
     if mark is not None:
-        stream.read(len(codecs.BOM_UTF8))
+        buffered.read(len(codecs.BOM_UTF8))
     fallback = None
     number = 0
-    while raw := stream.readline(MAX_LINE_BYTES):
+    while raw := buffered.readline(MAX_LINE_BYTES):
         number += 1
         if len(raw) == MAX_LINE_BYTES and not raw.endswith(b"\n"):
-            while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
+            while (rest := buffered.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 pass
             yield DocumentError(f"line {number} of {shown} is longer than {MAX_LINE_BYTES / 2**20:,.0f} MiB")
             continue
@@ -107,8 +98,6 @@ def _wide_lines(stream: io.BufferedReader[Any], encoding: str, shown: str | Path
             yield line
     except UnicodeDecodeError as error:
         raise DocumentError(f"{shown} begins like {encoding} and is not: {error.reason}") from error
-    finally:
-        text.detach()  # the stream belongs to the caller
 
 
 def _decode(data: bytes, shown: str | Path) -> str:

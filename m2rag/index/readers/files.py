@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 from m2rag.errors import DocumentError
 from m2rag.index.documents import Document, Failure
 from m2rag.index.readers.kinds import READERS, ROW_READERS, Kind, kind_of, supported_suffixes
-from m2rag.index.readers.packed import MAX_BYTES, read_whole, too_large, unpack
+from m2rag.index.readers.packed import check_size, read_whole, unpack
 
 _GIVE_UP = 100  # broken rows before any that is a document
 
@@ -43,8 +43,7 @@ def read_document(path: str | Path, root: str | Path | None = None) -> Document:
     _check_file(path)
     try:
         stat = path.stat()
-        if stat.st_size > MAX_BYTES:
-            raise too_large(path)
+        check_size(stat.st_size, path)
         data = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error

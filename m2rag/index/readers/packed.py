@@ -19,7 +19,7 @@ MAX_RATIO = 200
 """A compressed file of many documents may expand to more than `MAX_BYTES`, but not by more than this factor."""
 
 _CHUNK = 64 * 1024
-_ZSTD_CHUNK = 4096  # one block of a few bytes can stand for 128 KiB, so this much for 128 MiB
+_ZSTD_CHUNK = 1024  # a block of four bytes can stand for 128 KiB, so this much for 32 MiB
 
 
 def unpack(stream: BinaryIO, packing: str, shown: str | Path) -> BinaryIO:
@@ -44,22 +44,23 @@ def read_whole(stream: BinaryIO, shown: str | Path) -> bytes:
         DocumentError: it is longer than `MAX_BYTES`.
     """
     data = stream.read(MAX_BYTES + 1)
-    if len(data) > MAX_BYTES:
-        raise too_large(shown)
+    check_size(len(data), shown)
     return data
 
 
-def too_large(shown: str | Path) -> DocumentError:
-    """The error for a document of more than `MAX_BYTES`."""
-    return DocumentError(f"{shown} holds more than {MAX_BYTES / 2**20:,.0f} MiB, too much for one document: split it")
+def check_size(size: int, shown: str | Path) -> None:
+    """Raise `DocumentError` if one document of `size` bytes is too large."""
+    if size > MAX_BYTES:
+        raise DocumentError(
+            f"{shown} holds more than {MAX_BYTES / 2**20:,.0f} MiB, too much for one document: split it"
+        )
 
 
 def check_zip(data: bytes, shown: str | Path) -> None:
     """Raise `DocumentError` if a zip file expands to more than `MAX_BYTES`, all its files together."""
     with ZipFile(io.BytesIO(data)) as archive:
         # A file that expands to more than it declares here is not read further than that.
-        if sum(file.file_size for file in archive.infolist()) > MAX_BYTES:
-            raise too_large(shown)
+        check_size(sum(file.file_size for file in archive.infolist()), shown)
 
 
 class _Chunks(io.RawIOBase):
@@ -92,18 +93,19 @@ class _Chunks(io.RawIOBase):
         return n
 
 
-class _Counted(io.RawIOBase):
-    """A stream that knows how much was read of it."""
+class Borrowed(io.RawIOBase):
+    """A stream that somebody else closes; knows how much was read of it."""
 
     def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
+        # A buffered stream gives what is there; `read` would wait for a pipe until there is more.
+        self._read = getattr(stream, "read1", stream.read)
         self.consumed = 0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        data = self._stream.read(len(buffer))
+        data = self._read(len(buffer))
         buffer[: len(data)] = data
         self.consumed += len(data)
         return len(data)
@@ -111,7 +113,7 @@ class _Counted(io.RawIOBase):
 
 def _gzip_chunks(stream: BinaryIO, shown: str | Path) -> Iterator[tuple[bytes, int]]:
     """Chunks, and how many bytes were read so far to make them."""
-    counted = _Counted(stream)
+    counted = Borrowed(stream)
     with gzip.GzipFile(fileobj=io.BufferedReader(counted)) as file:
         while True:
             try:
