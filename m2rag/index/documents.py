@@ -22,7 +22,7 @@ class Document:
     Attributes:
         id: the caller's name for it, unique in the index: adding another document under the same id replaces it.
         text: all of it.
-        title: shown with hits; not part of what is embedded.
+        title: shown with hits, and found by its words; not part of what is embedded.
         metadata: JSON values; `search(filter=...)` compares its top-level fields. `mtime`, the time of a file's last
             change, is not content: a document that differs in nothing else is unchanged, and keeps the one it has.
         origin: absolute path of the file it was read from. Not content: moving a file does not change its document.

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from m2rag.errors import InvalidInputError, NonFiniteError
-from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Stored, point_id
+from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Stored, point_id
 from m2rag.index.embedding import Embedder
 from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, make_hits
 from m2rag.index.ingest import DOC, LEXICAL, PASSAGES, Ingest, Monitor, check_embedder, mismatch
@@ -23,10 +23,13 @@ from m2rag.index.modes import Mode, check_numbers, checked_order
 from m2rag.index.ranking import Search, StoreSource
 from m2rag.index.ranking import Source as Rankings
 from m2rag.index.sources import Source, plan, read
+from m2rag.index.sync import FolderSync, SyncReport
 from m2rag.stores import Filter, Manifest, Scalar, Schema, TextStore, VectorSpec, VectorStore, open_store
 from m2rag.stores.lexical import Bm25
 
 logger = logging.getLogger(__name__)
+
+Report = TypeVar("Report", bound=AddReport)
 
 POLICIES = ("error", "truncate", "window")
 
@@ -138,25 +141,88 @@ class LongDocumentIndex:
             RemoteError: a remote model gave not one vector of a group of documents; those before are stored.
             StoreError: the store failed.
         """
+        report = AddReport()
+        items, total = plan(documents_or_paths, report.skipped)
+        monitor = Monitor(report, total, progress)
+        ingest = self._ingest(on_too_long, batch_tokens, monitor)
+        with self._writing:
+            self._run(ingest, read(items), batch_tokens, report)
+        return self._finished(report, monitor)
+
+    def sync(
+        self,
+        folder: str | Path,
+        *,
+        allow_empty: bool = False,
+        dry_run: bool = False,
+        only: Collection[str | Path] | None = None,
+        on_too_long: str = "window",
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[AddProgress], None] | None = None,
+    ) -> SyncReport:
+        """Make the index hold what a folder holds: `add` the folder, then delete the documents whose files are gone.
+
+        Deleted is only what was indexed from this folder, by `sync` or `add`; a document is not if its file, or one
+        row of its file, could not be read. Killed at any moment and run again, it ends in the same index.
+
+        Args:
+            folder: the folder, as given to `add`.
+            allow_empty: also take a folder that is missing or has no documents, and delete what came from it. A disk
+                that is not mounted looks the same, so this is an error by default.
+            dry_run: only tell what would be done; the folder is read, nothing is embedded.
+            only: files and folders in it to look at, where it is known that no others have changed.
+            on_too_long, batch_tokens, progress: as `add` takes them.
+
+        Returns:
+            What was done.
+
+        Raises:
+            DocumentError: the folder is missing, unreadable or empty; nothing was done.
+            and what `add` raises.
+        """
+        found = FolderSync(folder, allow_empty=allow_empty, only=only)
+        report = SyncReport(skipped=found.skipped, dry_run=dry_run)
+        monitor = Monitor(report, found.total, progress)
+        ingest = self._ingest(on_too_long, batch_tokens, monitor)
+        with self._writing:
+            if dry_run:
+                for pending in ingest.changed(found.documents(), batch_tokens):
+                    (report.to_add if pending.is_new else report.to_replace).append(pending.document.id)
+                    monitor.stored([pending], 0)
+                report.deleted = [id for ids in found.gone(self._store) for id in ids]
+            else:
+                self._run(ingest, found.documents(), batch_tokens, report)
+                for ids in found.gone(self._store):
+                    self._store.delete([point_id(id) for id in ids])
+                    report.deleted += ids
+                self._store.flush()
+        report.deleted.sort()
+        return self._finished(report, monitor)
+
+    def _ingest(self, on_too_long: str, batch_tokens: int, monitor: Monitor) -> Ingest:
         if on_too_long not in POLICIES:
             raise InvalidInputError(f"on_too_long must be one of {', '.join(POLICIES)}, not {on_too_long!r}")
         if batch_tokens < 1:
             raise InvalidInputError(f"batch_tokens must be at least 1, not {batch_tokens}")
         check_embedder(self._store, self._embedder)
-        report = AddReport()
-        items, total = plan(documents_or_paths, report.skipped)
-        monitor = Monitor(report, total, progress)
-        with self._writing:
-            try:
-                Ingest(self._store, self._embedder, on_too_long, monitor).run(read(items), batch_tokens)
-            finally:
-                self._store.flush()
-            if report.added or report.replaced:
-                self._store.optimize()
+        return Ingest(self._store, self._embedder, on_too_long, monitor)
+
+    def _run(
+        self, ingest: Ingest, documents: Iterable[Document | Failure], batch_tokens: int, report: AddReport
+    ) -> None:
+        try:
+            ingest.run(documents, batch_tokens)
+        finally:
+            self._store.flush()
+        if report.added or report.replaced:
+            self._store.optimize()
+
+    def _finished(self, report: Report, monitor: Monitor) -> Report:
         report.seconds = monitor.seconds
         logger.info(
-            "%s: %d added, %d replaced, %d unchanged, %d failed, %d tokens in %.1f s",
+            "%s: %d added, %d replaced, %d unchanged, %d deleted, %d failed, %d tokens in %.1f s",
             *(self._store.location, report.added, report.replaced, report.unchanged),
+            len(report.deleted) if isinstance(report, SyncReport) else 0,
             *(len(report.failed), report.n_tokens, report.seconds),
         )
         return report
@@ -273,7 +339,7 @@ class LongDocumentIndex:
         return isinstance(id, str) and bool(self._store.retrieve([point_id(id)]))
 
     def info(self) -> dict[str, Any]:
-        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, lexical, created, and more.
+        """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, lexical, created, ....
 
         `path` is the folder or URL; `size_bytes` is None on a server, which does not tell; `lexical` is the language of
         its words, None where it has none.

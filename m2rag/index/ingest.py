@@ -75,9 +75,12 @@ class Ingest:
 
     def run(self, items: Iterable[Document | Failure], batch_tokens: int) -> None:
         """Bring the items into the store, one group after the other."""
-        changed = self._changed(self._checked(items), batch_tokens)
-        for group in grouped(changed, batch_tokens):
+        for group in grouped(self.changed(items, batch_tokens), batch_tokens):
             self._embed_and_store(group)
+
+    def changed(self, items: Iterable[Document | Failure], batch_tokens: int) -> Iterator[Pending]:
+        """Those of the items that are new or changed; the others are counted."""
+        return self._changed(self._checked(items), batch_tokens)
 
     def _checked(self, items: Iterable[Document | Failure]) -> Iterator[Pending]:
         """Checked documents; another document under an id of this run fails, the same one again is unchanged."""
@@ -198,7 +201,8 @@ class Ingest:
             "starts": starts,
             "ends": ends,
         }
-        sparse = {LEXICAL: self._bm25.document(document.text)} if self._bm25 is not None else {}
+        words = f"{document.title}\n\n{document.text}" if document.title else document.text
+        sparse = {LEXICAL: self._bm25.document(words)} if self._bm25 is not None else {}
         return Point(point_id(document.id), vectors, payload, sparse=sparse)
 
 

@@ -20,7 +20,11 @@ def test_every_method_answers_as_the_other_index_does(tmp_path: Path) -> None:
         opened = LongDocumentIndex(tmp_path / "index", HashEmbedder())
         async with AsyncLongDocumentIndex(opened) as index:
             assert (await index.add(DOCUMENTS)).added == await index.count() == 12
-            assert await index.search("number 3", 4, n_passages=1) == opened.search("number 3", 4, n_passages=1)
+            assert index.modes == opened.modes
+            for mode in index.modes:
+                asked: dict[str, Any] = {"mode": mode, "weights": (1, 2), "rescore": 0.3, "n_passages": 1}
+                found = await index.search("number 3", 4, **asked)
+                assert found == opened.search("number 3", 4, **asked) and found[0].id == "d3"
             assert await index.get("d3") == opened.get("d3") and await index.ids() == opened.ids()
             assert await index.info() == opened.info() and index.location == opened.location
             assert await index.delete(["d3", "nobody"]) == 1 and await index.get("d3") is None

@@ -62,10 +62,13 @@ def test_as_in_a_folder(tmp_path: Path, collection_url: str) -> None:
             assert len(index) == N_DOCUMENTS - 1 and "folder/05.txt" not in index and "folder/06.txt" in index
         assert folder.ids() == server.ids()
         assert folder.get("folder/00.txt") == server.get("folder/00.txt") == document(0, " More.")
-        for options in ({"k": 3}, {"filter": {"even": True, "tags": "t1"}}, {"rescore": 0.5}, {"n_passages": 1}):
-            left, right = (index.search("w7 w7 w7 w11 w11 w23", **options) for index in both)  # type: ignore[arg-type]
-            assert_same_hits(left, right)
-            assert left
+        assert folder.modes == server.modes
+        for mode in folder.modes:
+            for options in ({"k": 3}, {"filter": {"even": True, "tags": "t1"}}, {"rescore": 0.5}, {"n_passages": 1}):
+                asked = {"mode": mode, **options}
+                left, right = (index.search("w7 w7 w7 w11 w11 w23", **asked) for index in both)  # type: ignore[arg-type]
+                assert_same_hits(left, right)
+                assert left
         there, here = folder.info(), server.info()
         assert {**there, "path": "", "size_bytes": None, "created": ""} == {**here, "path": "", "created": ""}
     info = read_info(collection_url)

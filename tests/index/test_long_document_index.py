@@ -24,7 +24,7 @@ from m2rag.errors import (
 )
 from m2rag.index import AddProgress, Document, LongDocumentIndex, read_info
 from m2rag.index.documents import point_id
-from m2rag.index.index import index_schema, new_manifest
+from m2rag.index.index import new_index
 from m2rag.stores import open_store
 from m2rag.stores.lexical import Bm25
 
@@ -71,13 +71,13 @@ def test_the_right_document_comes_first_with_its_passage(index: LongDocumentInde
 def test_scores_are_cosines(index: LongDocumentIndex, embedder: HashEmbedder) -> None:
     index.add([ANIMALS, COOKING])
     query = embedder.embed_query("dogs bark")
-    for hit in index.search("dogs bark", rescore=0.5):
+    for hit in index.search("dogs bark", mode="dense", rescore=0.5):
         text = index.get(hit.id).text
         assert hit.document_score == pytest.approx(float(query @ embedder.vector(text)), abs=1e-5)
         for passage in hit.passages:
             assert passage.score == pytest.approx(float(query @ embedder.vector(passage.text)), abs=2e-3)
-        assert hit.score == pytest.approx((hit.document_score + hit.passages[0].score) / 2, abs=1e-5)
-    for hit in index.search("dogs bark"):
+        assert hit.score == pytest.approx((hit.document_score + hit.passages[0].score) / 2, abs=1e-3)
+    for hit in index.search("dogs bark", mode="dense"):
         assert hit.score == hit.document_score
 
 
@@ -85,9 +85,10 @@ def test_the_best_passage_tells_like_documents_apart(index: LongDocumentIndex) -
     spread = Document("spread", "Dogs eat. Birds bark.")
     together = Document("together", "Dogs bark. Rain falls. Snow melts. Ice cracks. Wind blows.")
     index.add([spread, together])
-    assert [hit.id for hit in index.search("dogs bark", rescore=0)] == ["spread", "together"]
-    assert [hit.id for hit in index.search("dogs bark", rescore=1)] == ["together", "spread"]
-    assert [hit.id for hit in index.search("dogs bark", k=1, rescore=1)] == ["together"]
+    for mode in ("dense", "hybrid"):
+        assert [hit.id for hit in index.search("dogs bark", mode=mode, rescore=0)] == ["spread", "together"]
+        assert [hit.id for hit in index.search("dogs bark", mode=mode, rescore=1)] == ["together", "spread"]
+        assert [hit.id for hit in index.search("dogs bark", k=1, mode=mode, rescore=1)] == ["together"]
 
 
 @pytest.mark.parametrize("rescore", [-0.1, 1.5])
@@ -530,11 +531,9 @@ def test_the_index_does_not_index_itself(tmp_path: Path, embedder: HashEmbedder)
         assert index.ids() == ["a.txt"] and report.skipped == []
 
 
-def test_a_collection_with_bm25_vectors_gets_them(tmp_path: Path) -> None:
+def test_documents_get_bm25_vectors(tmp_path: Path) -> None:
     embedder = HashEmbedder()
-    manifest = replace(new_manifest(embedder), lexical="english")
-    schema = replace(index_schema(embedder.dimension), sparse=("lexical",))
-    store = open_store(tmp_path / "index", create=(manifest, schema))
+    store = open_store(tmp_path / "index", create=new_index(embedder))
     with LongDocumentIndex(store, embedder) as index:
         index.add([ANIMALS, COOKING, SPACE])
         found = store.query("lexical", Bm25().query("planets"), limit=9, payload=("id",))

@@ -168,6 +168,18 @@ def test_query_by_sparse_vector(filled: Pair) -> None:
     assert on_both(filled, lambda store: store.query("lexical", nothing, limit=40)) == []
 
 
+def test_similarities(filled: Pair) -> None:
+    """A vector's cosine, a matrix's best row; points that lack the vector or are not there are left out."""
+    asked = unit()
+    bare = Point(UUID(int=50), {"doc": unit()}, {"id": "bare"})
+    on_both(filled, lambda store: store.upsert([bare]))
+    ids = [POINTS[3].id, POINTS[1].id, bare.id, UUID(int=99)]
+    for name, there in (("doc", [POINTS[3], POINTS[1], bare]), ("passages", [POINTS[3], POINTS[1]])):
+        found = on_both(filled, lambda store, name=name: store.similarities(name, 3 * asked, ids))
+        assert found == pytest.approx({p.id: float((p.vectors[name] @ asked).max()) for p in there}, abs=1e-3)
+    assert on_both(filled, lambda store: store.similarities("doc", asked, [])) == {}
+
+
 @pytest.mark.parametrize(
     ("field", "value", "n"),
     FILTERS,
@@ -246,6 +258,7 @@ def test_closed(own: Pair) -> None:
         lambda store: store.upsert([POINTS[0]]),
         lambda store: store.delete([POINTS[0].id]),
         lambda store: store.query("doc", unit(), limit=1),
+        lambda store: store.similarities("doc", unit(), [POINTS[0].id]),
         lambda store: store.retrieve([POINTS[0].id]),
         lambda store: store.values("id"),
         lambda store: store.flush(),

@@ -71,5 +71,7 @@ def assert_same(one: Any, other: Any, *, score_atol: float, vector_atol: Mapping
         for name, vector in one.vectors.items():
             assert vector.dtype == other.vectors[name].dtype == np.float32
             np.testing.assert_allclose(vector, other.vectors[name], atol=vector_atol[name])
+    elif isinstance(one, float):
+        assert one == pytest.approx(other, abs=score_atol)
     else:
         assert one == other
