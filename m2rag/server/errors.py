@@ -45,7 +45,8 @@ class ApiError(Exception):
         if self.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
         if self.retry_after is not None:
-            headers["Retry-After"] = str(max(1, round(self.retry_after)))
+            # LlamaIndex's client for Together reads the second only, and without it asks again at once, for ever.
+            headers["Retry-After"] = headers["X-RateLimit-Reset"] = str(max(1, round(self.retry_after)))
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
         body = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
         return json_response({"error": body}, self.status, headers)

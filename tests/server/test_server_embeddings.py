@@ -277,6 +277,7 @@ def test_a_full_server_says_when_to_come_back() -> None:
         with pytest.raises(openai.RateLimitError) as caught:
             client(f"{address}/v1").embeddings.create(model="fake", input=sentence(900))
         assert 1 <= int(caught.value.response.headers["retry-after"]) <= 60
+        assert caught.value.response.headers["x-ratelimit-reset"] == caught.value.response.headers["retry-after"]
         assert caught.value.type == "rate_limit_error"
         backend.go.set()
         first.join(20)
