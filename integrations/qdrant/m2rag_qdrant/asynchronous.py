@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from qdrant_client import AsyncQdrantClient
 
-from m2rag.index import AsyncLongDocumentIndex, Embedder, Hit
+from m2rag.index import AsyncLongDocumentIndex, Embedder
 from m2rag.index.asynchronous import in_thread, on_loop
-from m2rag.index.modes import Mode
-from m2rag.stores import Scalar
 from m2rag.stores.qdrant_server import QdrantServerStore
 from m2rag.stores.retry import Patience
 from m2rag_qdrant.collection import DocumentCollection, location_of
@@ -68,31 +66,6 @@ class AsyncDocumentCollection(AsyncLongDocumentIndex[DocumentCollection]):
     ) -> AsyncDocumentCollection:
         """The same in a folder, on Qdrant Edge; see `DocumentCollection.in_folder`."""
         return cls(await in_thread(DocumentCollection.in_folder, folder, embedder, options=options, create=create))
-
-    async def search(
-        self,
-        query: str,
-        k: int = 10,
-        *,
-        filter: Mapping[str, Scalar] | None = None,
-        passages: bool = True,
-        n_passages: int = 3,
-        rescore: float = 0.0,
-        mode: Mode | None = None,
-        weights: tuple[float, float] = (1.0, 1.0),
-    ) -> list[Hit]:
-        """The `k` documents that fit a query best; see `DocumentCollection.search`."""
-        return await in_thread(
-            self._index.search,
-            query,
-            k,
-            filter=filter,
-            passages=passages,
-            n_passages=n_passages,
-            rescore=rescore,
-            mode=mode,
-            weights=weights,
-        )
 
 
 class _OnLoop:

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from m2rag.index import Embedder
-from m2rag.index.index import index_schema, new_manifest
-from m2rag.index.ingest import DOC, LEXICAL
+from m2rag.index.index import new_index
+from m2rag.index.ingest import DOC
 from m2rag.stores import Manifest, Schema
 from m2rag.stores import qdrant_server as server
-from m2rag.stores.lexical import Bm25
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,11 @@ def new_collection(embedder: Embedder, options: CollectionOptions) -> tuple[Mani
     Raises:
         InvalidInputError: there is no BM25 for the language.
     """
-    if options.lexical is not None:
-        Bm25(options.lexical)
-    schema = index_schema(embedder.dimension)
+    manifest, schema = new_index(embedder, options.lexical)
     vectors = tuple(
         replace(spec, quantization=options.quantization) if spec.name == DOC else spec for spec in schema.vectors
     )
-    sparse = (LEXICAL,) if options.lexical is not None else ()
-    return replace(new_manifest(embedder), lexical=options.lexical), replace(schema, vectors=vectors, sparse=sparse)
+    return manifest, replace(schema, vectors=vectors)
 
 
 def collection_config(embedder: Embedder, options: CollectionOptions | None = None) -> dict[str, Any]:

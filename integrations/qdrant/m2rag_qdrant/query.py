@@ -1,4 +1,4 @@
-"""Hybrid queries: the meaning of a whole document and its words, fused by reciprocal ranks."""
+"""Hybrid queries: the meaning of a whole document and its words, fused by the server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import numpy as np
 from qdrant_client import models
 
 from m2rag.errors import InvalidInputError
-from m2rag.fusion import RRF_K
 from m2rag.index import Embedder
 from m2rag.index.hits import HIT_FIELDS
 from m2rag.index.index import metadata_filter
@@ -33,8 +32,9 @@ def hybrid_query(
 ) -> dict[str, Any]:
     """The arguments of `query_points` for one request: `client.query_points(name, **hybrid_query(...))`.
 
-    The server fuses both rankings with equal weights. `DocumentCollection.search` does more: other weights, passages,
-    and the check that the collection is the embedder's, which nobody makes here.
+    The server fuses both rankings' scores with equal weights (distribution-based score fusion), which finds nearly what
+    `DocumentCollection.search` does without `rescore`. That one does more: other weights, passages, and the check that
+    the collection is the embedder's, which nobody makes here.
 
     Args:
         text: what is looked for.
@@ -66,7 +66,7 @@ def hybrid_query(
     prefetch = [by_meaning]
     if words.indices.size:
         prefetch.append(models.Prefetch(query=to_vector(words), using=LEXICAL, limit=depth, filter=where))
-    fusion = models.RrfQuery(rrf=models.Rrf(k=RRF_K + 1))  # Qdrant counts ranks from 0
+    fusion = models.FusionQuery(fusion=models.Fusion.DBSF)
     shown = with_payload if isinstance(with_payload, bool) else list(with_payload)
     if not rescore:
         return {"prefetch": prefetch, "query": fusion, "limit": limit, "with_payload": shown}

@@ -129,23 +129,13 @@ def test_modes(filled: Any) -> None:
         assert hit.passages and all(text[p.start : p.end] == p.text for p in hit.passages)
 
 
-def test_weights_and_scores_of_the_fusion(filled: Any) -> None:
+def test_weights(filled: Any) -> None:
     query = "w7 w11 w3"
-    dense = [hit.id for hit in filled.search(query, 20, mode="dense")]
-    lexical = [hit.id for hit in filled.search(query, 20, mode="lexical")]
-    for weights in ((1.0, 1.0), (1.0, 3.0), (1.0, 0.0), (0.0, 1.0)):
-        expected = {
-            id: sum(
-                weight / (60 + ranking.index(id) + 1)
-                for ranking, weight in zip((dense, lexical), weights, strict=True)
-                if id in ranking
-            )
-            for id in dense
-        }
-        for hit in filled.search(query, 20, weights=weights, passages=False):
-            assert hit.score == pytest.approx(expected[hit.id]) and hit.passages == []
-    assert [hit.id for hit in filled.search(query, 20, weights=(1, 0))] == dense
-    assert [hit.id for hit in filled.search(query, 3, weights=(0, 1))] == lexical[:3]
+    dense, lexical = ([hit.id for hit in filled.search(query, 20, mode=mode)] for mode in ("dense", "lexical"))
+    assert [hit.id for hit in filled.search(query, 20, weights=(1, 0), rescore=0)] == dense
+    assert [hit.id for hit in filled.search(query, 3, weights=(0, 1), rescore=0)] == lexical[:3]
+    both = [hit.id for hit in filled.search(query, 20, weights=(1, 1), rescore=0)]
+    assert set(both) == {*dense, *lexical} and both not in (dense, lexical)
 
 
 @pytest.mark.parametrize("mode", ["dense", "lexical", "hybrid"])
@@ -167,7 +157,7 @@ def test_bad_arguments(filled: Any) -> None:
         {"n_passages": -1},
         {"weights": (0.0, 0.0)},
         {"weights": (-1.0, 1.0)},
-        {"rescore": 0.5},
+        {"rescore": 1.5},
         {"filter": {"a": None}},
     ):
         with pytest.raises(InvalidInputError):
@@ -180,7 +170,7 @@ def test_an_index_without_bm25_vectors(make: Make) -> None:
     with make(options=CollectionOptions(lexical=None)) as opened:
         opened.add(DOCUMENTS[:3])
         assert opened.search("w7", 1)[0].score == opened.search("w7", 1)[0].document_score
-        with pytest.raises(InvalidInputError, match="no BM25 vectors"):
+        with pytest.raises(InvalidInputError, match="no words"):
             opened.search("w7", mode="hybrid")
 
 
@@ -219,7 +209,7 @@ def test_all_kinds_find_the_same(
                     assert {hit.id for hit in found} == {hit.id for hit in expected}
                     by_id = {hit.id: hit for hit in found}
                     for hit in expected:
-                        assert by_id[hit.id].score == pytest.approx(hit.score, rel=1e-4)
+                        assert by_id[hit.id].score == pytest.approx(hit.score, rel=1e-3)  # 16 bits
                         assert by_id[hit.id].document_score == pytest.approx(hit.document_score, abs=1e-5)
                         passages = [passage.score for passage in by_id[hit.id].passages]
                         assert passages == pytest.approx([passage.score for passage in hit.passages], abs=1e-3)

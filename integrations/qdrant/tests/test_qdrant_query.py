@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 from fake_embedder import HashEmbedder
 from qdrant_client import AsyncQdrantClient, QdrantClient
 from test_qdrant_collection import DOCUMENTS
 
 from m2rag.errors import InvalidInputError
+from m2rag.index.modes import Mode
 from m2rag_qdrant import DocumentCollection, hybrid_query
 
 QUERY = "w7 w11 w3 only3"
@@ -22,16 +24,29 @@ def filled(qdrant: QdrantClient, collection: str) -> DocumentCollection:
     return made
 
 
-def test_it_finds_what_search_finds(
+def fused(*rankings: dict[str, float]) -> dict[str, float]:
+    """Scores of each ranking from three deviations below their mean (0) to three above (1), added."""
+    total: dict[str, float] = {}
+    for scores in rankings:
+        mean, deviation = np.mean([*scores.values()]), np.std([*scores.values()], ddof=1)
+        for id, score in scores.items():
+            total[id] = total.get(id, 0.0) + (score - mean + 3 * deviation) / (6 * deviation)
+    return total
+
+
+def test_it_fuses_what_search_finds(
     filled: DocumentCollection, qdrant: QdrantClient, collection: str, async_qdrant: AsyncQdrantClient, loop: Any
 ) -> None:
     arguments = hybrid_query(QUERY, HashEmbedder(), limit=8)
-    expected = {hit.id: hit.score for hit in filled.search(QUERY, 8)}
+    modes: tuple[Mode, ...] = ("dense", "lexical")
+    every = fused(*({hit.id: hit.score for hit in filled.search(QUERY, 100, mode=mode)} for mode in modes))
+    expected = {id: every[id] for id in sorted(every, key=lambda id: -every[id])[:8]}
+    assert len(expected.keys() & {hit.id for hit in filled.search(QUERY, 8, rescore=0)}) >= 6
     for found in (
         qdrant.query_points(collection, **arguments),
         loop.run(async_qdrant.query_points(collection, **arguments)),
     ):
-        assert {point.payload["id"]: point.score for point in found.points} == pytest.approx(expected)
+        assert {point.payload["id"]: point.score for point in found.points} == pytest.approx(expected, abs=1e-4)
         assert "text" not in found.points[0].payload and found.points[0].payload["metadata"]
 
 
