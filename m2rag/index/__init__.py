@@ -7,6 +7,7 @@ from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit
 from m2rag.index.embedding import Embedder
 from m2rag.index.index import LongDocumentIndex, read_info
 from m2rag.index.readers import parse_document, parse_documents, read_document, read_documents
+from m2rag.index.sync import SyncReport
 
 __all__ = [
     "AddProgress",
@@ -20,6 +21,7 @@ __all__ = [
     "Outcome",
     "Passage",
     "Stored",
+    "SyncReport",
     "parse_document",
     "parse_documents",
     "read_document",

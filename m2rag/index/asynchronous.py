@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
 from contextvars import ContextVar
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -18,6 +19,7 @@ from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Stored
 from m2rag.index.index import BATCH_TOKENS, LongDocumentIndex
 from m2rag.index.modes import Mode
 from m2rag.index.sources import Source
+from m2rag.index.sync import SyncReport
 from m2rag.stores import Scalar
 
 P = ParamSpec("P")
@@ -99,6 +101,29 @@ class AsyncLongDocumentIndex(Generic[Index]):
         return await in_thread(
             self._index.add,
             documents_or_paths,
+            on_too_long=on_too_long,
+            batch_tokens=batch_tokens,
+            progress=progress,
+        )
+
+    async def sync(
+        self,
+        folder: str | Path,
+        *,
+        allow_empty: bool = False,
+        dry_run: bool = False,
+        only: Collection[str | Path] | None = None,
+        on_too_long: str = "window",
+        batch_tokens: int = BATCH_TOKENS,
+        progress: Callable[[AddProgress], None] | None = None,
+    ) -> SyncReport:
+        """Make the index hold what a folder holds; see `LongDocumentIndex.sync`."""
+        return await in_thread(
+            self._index.sync,
+            folder,
+            allow_empty=allow_empty,
+            dry_run=dry_run,
+            only=only,
             on_too_long=on_too_long,
             batch_tokens=batch_tokens,
             progress=progress,

@@ -1,11 +1,13 @@
 """Run by tests in a process of its own: `index_worker.py ACTION INDEX DOCS [SECONDS_PER_TEXT]`.
 
-Actions: `add` indexes the folder and prints one line per progress report; `hold` opens the index, says so and waits.
+Actions: `add` and `sync` index the folder and print one line per progress report, and `sync` one before it deletes;
+`hold` opens the index, says so and waits.
 """
 
 from __future__ import annotations
 
 import sys
+import time
 
 from fake_embedder import HashEmbedder
 
@@ -20,8 +22,12 @@ def main() -> None:
             say("open")
             sys.stdin.read()
             return
+        run = opened.add
+        if action == "sync":
+            run, delete = opened.sync, opened._store.delete
+            opened._store.delete = lambda ids: (say("deleting"), delete(ids[:1]), time.sleep(1), delete(ids))
         try:
-            opened.add(docs, batch_tokens=60, progress=lambda at: say(f"done {at.done} of {at.total}"))
+            run(docs, batch_tokens=60, progress=lambda at: say(f"done {at.done} of {at.total}"))
         except KeyboardInterrupt:
             say("interrupted")
             raise
