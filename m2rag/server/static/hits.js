@@ -1,0 +1,74 @@
+// The list: what a search found, or all documents.
+
+import { el, marked, plural, score } from "./dom.js";
+import { level } from "./reader.js";
+import { findWords, snippet, wordsOf } from "./text.js";
+
+const MEANING = {
+  dense: "How near question and document are by meaning (cosine)",
+  lexical: "How well the words match (BM25)",
+  hybrid: "Meaning and words together: 1 is the best of both",
+};
+
+function badges({ n_windows, truncated }) {
+  const found = [];
+  if (n_windows > 1) found.push(el("span", { className: "badge", title: "Longer than the model takes at once: embedded in overlapping windows" }, `${n_windows} windows`));
+  if (truncated) found.push(el("span", { className: "badge warn", title: "Only its beginning is embedded" }, "cut"));
+  return found;
+}
+
+function note(document) {
+  const name = document.title && document.title !== document.id ? [el("span", { className: "id" }, document.id)] : [];
+  return el("p", { className: "hit-note" }, ...name, el("span", {}, plural(document.n_tokens, "token")), ...badges(document));
+}
+
+/** Lowest and highest score of the passages of a search. */
+export function scoreRange(hits) {
+  const scores = hits.flatMap((hit) => hit.passages.map((passage) => passage.score));
+  return scores.length ? [Math.min(...scores), Math.max(...scores)] : [0, 0];
+}
+
+/** The list items of a search; `href(id)` leads to a document. */
+export function hitItems(hits, { query, mode, href }) {
+  const words = wordsOf(query);
+  const range = scoreRange(hits);
+  return hits.map((hit, i) => {
+    const parts = [
+      el("div", { className: "hit-head" },
+        el("span", { className: "rank", "aria-hidden": "true" }, String(i + 1)),
+        el("span", { className: "hit-title" }, hit.title ?? hit.id),
+        el("span", { className: "score", title: MEANING[mode] }, score(hit.score))),
+      note(hit),
+    ];
+    if (hit.passages.length) {
+      const text = snippet(hit.passages[0].text, words);
+      parts.push(el("p", { className: "snippet" }, ...marked(text, findWords(text, words))), strip(hit, range));
+    }
+    return item(hit.id, parts, href);
+  });
+}
+
+/** The list items of documents without a search. */
+export function documentItems(documents, { href }) {
+  return documents.map((document) => item(document.id, [
+    el("div", { className: "hit-head" }, el("span", { className: "hit-title" }, document.title ?? document.id)),
+    note(document),
+  ], href));
+}
+
+function item(id, parts, href) {
+  return el("li", {}, el("a", { className: "hit", href: href(id), "data-id": id }, ...parts));
+}
+
+/** Where in the document its passages are, from left to right. */
+function strip(hit, range) {
+  const bar = el("div", { className: "strip", "aria-hidden": "true" });
+  const length = Math.max(1, hit.n_characters);
+  for (const passage of hit.passages) {
+    const mark = el("span", { className: `s${level(passage.score, range)}` });
+    mark.style.left = `${(100 * passage.start) / length}%`;
+    mark.style.width = `${(100 * (passage.end - passage.start)) / length}%`;
+    bar.append(mark);
+  }
+  return bar;
+}
