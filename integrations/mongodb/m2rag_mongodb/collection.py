@@ -1,21 +1,20 @@
-"""`DocumentCollection`: `LongDocumentIndex` on a collection of the caller's own client, with hybrid search."""
+"""`DocumentCollection`: `LongDocumentIndex` on a client of the caller's own, with conditions in its language."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any
-from uuid import UUID
 
 import numpy as np
 from pymongo.collection import Collection
 
 from m2rag.index import Embedder, Hit, LongDocumentIndex
-from m2rag.index.hits import HIT_FIELDS, make_hits, unit
+from m2rag.index.hits import HIT_FIELDS
 from m2rag.index.index import metadata_filter
 from m2rag.index.ingest import DOC
-from m2rag.index.modes import Mode, check_numbers, checked_mode
-from m2rag.stores import Point, Scalar
+from m2rag.index.modes import Mode
+from m2rag.stores import Filter, Point, Scalar
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress
 from m2rag_mongodb.options import CollectionOptions, new_collection
@@ -108,67 +107,44 @@ class DocumentCollection(LongDocumentIndex):
         query: str,
         k: int = 10,
         *,
+        mode: Mode | None = None,
+        weights: tuple[float, float] | None = None,
+        rescore: float | None = None,
         filter: Mapping[str, Scalar] | None = None,
         passages: bool = True,
         n_passages: int = 3,
-        rescore: float = 0.0,
-        mode: Mode | None = None,
-        weights: tuple[float, float] = (1.0, 1.0),
         where: Mapping[str, Any] | None = None,
         exact: bool | None = None,
     ) -> list[Hit]:
-        """The `k` documents that fit a query best, with their best passages.
+        """The `k` documents that fit a query best, with their best passages; see `LongDocumentIndex.search`.
+
+        Words are found by Lucene's BM25.
 
         Args:
-            query: what is looked for, in any words.
-            k: how many documents.
-            filter: metadata fields and the values they must have, all of them; a list matches by any of its items.
-            passages: also find the passages of each hit that are nearest to the query.
-            n_passages: at most how many per hit; they do not overlap.
-            rescore: in dense mode, the weight of the best passage in a document's score, 0 to 1.
-            mode: "dense" (cosine of whole documents), "lexical" (Lucene's BM25), or "hybrid" (reciprocal rank fusion
-                of both). Default: hybrid where the collection has a text index, else dense.
-            weights: of the dense and the lexical ranking, in hybrid mode.
             where: a condition in MongoDB's own language, as {"metadata.year": {"$gte": 2020}}, on fields that are
                 among the collection's `filter_fields`. It holds together with `filter`.
             exact: compare with every vector, or go through the graph; by default exact up to 20,000 documents.
 
-        Returns:
-            Hits; `score` is the mode's own (cosine, BM25, or fused ranks), `document_score` always the cosine.
-
         Raises:
-            InvalidInputError: a number is out of range, a condition is malformed, the query is empty, or the mode needs
-                a text index and the collection has none.
-            IndexMismatchError: the collection is not the embedder's.
             IndexNotReadyError: a search index is still being built.
+            and what `LongDocumentIndex.search` raises.
         """
-        lexical = self._mongo.options.lexical
-        no_words = None if lexical else f"{self.location} has no text index: it was made with lexical=None"
-        mode = checked_mode(mode, weights, rescore, no_words=no_words)
-        check_numbers(k, n_passages, rescore)
-        conditions: dict[str, Any] = {"filter": metadata_filter(filter), "where": where, "payload": HIT_FIELDS}
-        vector = self._query_vector(query)
-        if mode == "dense":
-            depth = max(3 * k, 30) if rescore else k
-            points = self._mongo.nearest(DOC, vector, limit=depth, exact=exact, **conditions)
-            scores = self._rescored(points, vector, rescore) if rescore else {one.id: one.score for one in points}
-            points = sorted(points, key=lambda point: -scores[point.id])[:k]
-        else:
-            if mode == "lexical":
-                found = self._mongo.by_words(query, limit=k, **conditions)
-            else:
-                more = {"weights": weights, "exact": exact, "depth": max(100, 3 * k), **conditions}
-                found = self._mongo.fused(DOC, vector, query, limit=k, **more)
-            scores = {point.id: point.score for point in found}
-            points = self._by_cosine(found, vector)
-        return make_hits(self._store, points, scores, vector, n_passages if passages else 0)
+        rankings = _Rankings(self._mongo, metadata_filter(filter), where, exact)
+        return self._search(rankings, query, k, mode, weights, rescore, n_passages if passages else 0)
 
-    def _by_cosine(self, points: list[Point], query: np.ndarray) -> list[Point]:
-        """The same points scored by the cosine of their document; one deleted in the meantime is left out."""
-        stored = self._store.retrieve([point.id for point in points], vectors=(DOC,))
-        vectors: dict[UUID, np.ndarray] = {id: one.vectors[DOC] for id, one in stored.items() if DOC in one.vectors}
-        return [
-            replace(point, score=float(unit(vectors[point.id]) @ unit(query)))
-            for point in points
-            if point.id in vectors
-        ]
+
+@dataclass(frozen=True)
+class _Rankings:
+    """A collection's rankings under a caller's conditions."""
+
+    store: MongoStore
+    filter: Filter | None
+    where: Mapping[str, Any] | None
+    exact: bool | None
+
+    def by_meaning(self, vector: np.ndarray, limit: int) -> list[Point]:
+        more: dict[str, Any] = {"filter": self.filter, "where": self.where, "payload": HIT_FIELDS}
+        return self.store.nearest(DOC, vector, limit=limit, exact=self.exact, **more)
+
+    def by_words(self, text: str, limit: int) -> list[Point]:
+        return self.store.by_words(text, limit=limit, filter=self.filter, where=self.where, payload=HIT_FIELDS)

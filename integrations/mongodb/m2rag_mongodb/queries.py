@@ -46,16 +46,6 @@ def text_stages(text: str, limit: int, condition: Doc) -> list[Doc]:
     return [{"$search": search}, *([{"$match": condition}] if condition else []), {"$limit": limit}]
 
 
-def fusion_stage(meaning: Doc, words: list[Doc], weights: tuple[float, float]) -> Doc:
-    """Both rankings in one."""
-    return {
-        "$rankFusion": {
-            "input": {"pipelines": {"meaning": [meaning], "words": words}},
-            "combination": {"weights": {"meaning": weights[0], "words": weights[1]}},
-        }
-    }
-
-
 def shown(projection: Doc, score: str) -> Doc:
     """The last stage: some fields, and the score of this kind."""
     return {"$project": {**projection, SCORE: {"$meta": score}}}

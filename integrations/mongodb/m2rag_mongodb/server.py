@@ -28,7 +28,6 @@ from m2rag_mongodb.errors import SearchUnavailableError
 Doc: TypeAlias = "dict[str, Any]"
 
 DUPLICATE_KEY = 11000
-UNKNOWN_STAGE = 40324
 INDEX_EXISTS = 68
 
 # Whatever the client is set to: documents are dicts, a majority acknowledges writes, and reads see them.

@@ -14,17 +14,16 @@ from pymongo import InsertOne, ReplaceOne
 from pymongo.errors import BulkWriteError
 
 from m2rag.errors import IndexMismatchError, IndexNotFoundError, InvalidInputError, StoreError
-from m2rag.fusion import fuse
 from m2rag.stores import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
 from m2rag.stores.qdrant import check_points
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress, SearchIndex, TextIndex, VectorIndex, make_index
 from m2rag_mongodb.layout import FILTERS, MANIFEST_ID, OURS, Packed, pack, stored_vector, to_filter, vector_path
 from m2rag_mongodb.parts import Parts
-from m2rag_mongodb.queries import SCORE, both, fusion_stage, index_name, shown, text_stages, vector_stage
+from m2rag_mongodb.queries import SCORE, both, index_name, shown, text_stages, vector_stage
 from m2rag_mongodb.record import StoreOptions, create_record, find_record, read_manifest
 from m2rag_mongodb.searches import READY_SECONDS, Searches
-from m2rag_mongodb.server import DUPLICATE_KEY, UNKNOWN_STAGE, Caller, Doc, Refused, Server
+from m2rag_mongodb.server import DUPLICATE_KEY, Caller, Doc, Server
 from m2rag_mongodb.vectors import to_bindata
 
 logger = logging.getLogger(__name__)
@@ -35,6 +34,9 @@ FIRST_CONTACT_SECONDS = 10.0
 
 EXACT_UP_TO = 20_000
 """Collections up to this many documents are searched exactly: that is fast, and no recall to think about."""
+
+READ_AT_ONCE = 16
+"""Documents whose vectors are in memory together where this process compares them."""
 
 OVERSAMPLING = 4
 """With vectors of 8 or 1 bits: how many times the documents asked for are found by them and ordered by the floats."""
@@ -59,7 +61,7 @@ class MongoStore:
         collection: name of the collection.
         create: what to create where there is no collection of this name; None to only open. MongoDB has no sparse
             vectors: `sparse` of the schema is left out, and the manifest's `lexical` with it.
-        options: for a new collection.
+        options: for a new collection; by default a text index in the manifest's `lexical`, where that is set.
         location: how a person would name the place, without any password; DATABASE.COLLECTION by default.
         patience: how long to wait for a server that does not answer.
         ready_seconds: how long to wait for a search index that is being built.
@@ -92,13 +94,14 @@ class MongoStore:
         self._parts = Parts(self._server, collection)
         self._on_close = on_close
         self._closed = False
-        self._fuses = True
         self._unseen: tuple[str, np.ndarray, UUID, str] | None = None
         record = find_record(self._server, collection)
         if record is None:
             if create is None:
                 raise IndexNotFoundError(f"there is no index at {self.location}")
-            record = create_record(self._server, collection, self._parts, *create, options or StoreOptions())
+            record = create_record(
+                self._server, collection, self._parts, *create, options or StoreOptions(lexical=create[0].lexical)
+            )
         self._manifest = read_manifest(record, self.location)
         self._specs = {one["name"]: VectorSpec(**one) for one in record["vectors"]}
         self._options = StoreOptions(
@@ -129,6 +132,11 @@ class MongoStore:
     def options(self) -> StoreOptions:
         """How it keeps and searches its documents."""
         return self._options
+
+    @property
+    def text_language(self) -> str | None:
+        """Language of Lucene's analyzer of the text index; None where there is none."""
+        return self._options.lexical
 
     @property
     def search_indexes(self) -> list[SearchIndex]:
@@ -301,49 +309,15 @@ class MongoStore:
         last = shown(self._projection(payload, ()), "searchScore")
         return self._scored(self._searches.run(index_name("text"), [*stages, last]), payload)
 
-    def fused(
-        self,
-        name: str,
-        vector: np.ndarray,
-        text: str,
-        *,
-        limit: int,
-        depth: int,
-        weights: tuple[float, float] = (1.0, 1.0),
-        filter: Filter | None = None,
-        where: Mapping[str, Any] | None = None,
-        exact: bool | None = None,
-        payload: Sequence[str] = (),
-    ) -> list[Point]:
-        """The best `limit` points by reciprocal rank fusion of `nearest` and `by_words`, `depth` of each.
-
-        The server does it (`$rankFusion`) where it can, else this process, by the same formula. Vectors of 8 or 1 bits
-        are always fused here, where the floats have put them in order.
-
-        Raises:
-            as `by_words`.
-        """
-        self._check_open()
-        meaning, verified = self._vector_stage(name, vector, depth, filter, where, exact)
-        words = self._text_stages(text, depth, filter, where)
-        if self._fuses and not verified:
-            self._verify()
-            self._searches.be_ready(index_name(name))  # a fusion with an index that is not ready finds the other's hits
-            self._searches.be_ready(index_name("text"))
-            last = shown(self._projection(payload, ()), "score")
-            try:
-                pipeline = [fusion_stage(meaning, words, weights), {"$limit": limit}, last]
-                return self._scored(self._fetch("aggregate", pipeline), payload)
-            except Refused as error:
-                if error.code != UNKNOWN_STAGE and "$rankFusion" not in str(error):
-                    raise
-                logger.info("%s has no $rankFusion: rankings are fused here", self.location)
-                self._fuses = False
-        more: dict[str, Any] = {"limit": depth, "filter": filter, "where": where, "payload": payload}
-        rankings = (self.nearest(name, vector, exact=exact, **more), self.by_words(text, **more))
-        points = {point.id: point for ranking in rankings for point in ranking}
-        scores = fuse([[point.id for point in ranking] for ranking in rankings], weights)
-        return [replace(points[id], score=scores[id]) for id in list(scores)[:limit]]
+    def similarities(self, name: str, vector: np.ndarray, ids: Sequence[UUID]) -> dict[UUID, float]:
+        """The cosine of each point's vector of this name to `vector` (D,), of a matrix its nearest row's."""
+        found: dict[UUID, float] = {}
+        for start in range(0, len(ids), READ_AT_ONCE):
+            points = self.retrieve(ids[start : start + READ_AT_ONCE], vectors=(name,))
+            for id, point in points.items():
+                if name in point.vectors:
+                    found[id] = _cosine(point.vectors[name], vector)
+        return found
 
     def values(self, listed_field: str) -> dict[str | int, int]:
         """Every value of a listed payload field -> number of points that have it."""
@@ -543,7 +517,9 @@ class MongoStore:
 
 
 def _cosine(vector: np.ndarray, query: np.ndarray) -> float:
-    return float(vector @ query / max(float(np.linalg.norm(vector) * np.linalg.norm(query)), 1e-12))
+    """Of a vector (D,) or of the nearest row of a matrix (P, D) to a query (D,)."""
+    lengths = np.linalg.norm(vector, axis=-1) * np.linalg.norm(query)
+    return float(np.max(vector @ query / np.maximum(lengths, 1e-12)))
 
 
 def _grouped(packed: Sequence[Packed]) -> Iterator[list[Packed]]:

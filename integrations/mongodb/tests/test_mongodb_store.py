@@ -26,7 +26,7 @@ from m2rag.errors import (
     PointTooLargeError,
     StoreError,
 )
-from m2rag.stores import EdgeStore, Manifest, Point, Schema, SparseVector, VectorSpec, VectorStore
+from m2rag.stores import EdgeStore, Manifest, Point, Schema, SparseVector, TextStore, VectorSpec, VectorStore
 from m2rag.stores.retry import Patience
 from m2rag_mongodb import (
     DefinitionMismatchError,
@@ -103,7 +103,8 @@ def on_both(stores: Pair, call: Callable[[VectorStore], Any]) -> Any:
 
 
 def test_it_is_a_store(pair: Pair) -> None:
-    assert isinstance(pair[1], VectorStore)
+    assert isinstance(pair[1], VectorStore) and isinstance(pair[1], TextStore)
+    assert not isinstance(pair[0], TextStore)
     assert on_both(pair, lambda one: one.manifest) == MANIFEST
 
 
@@ -120,6 +121,15 @@ def test_count_and_values(filled: Pair) -> None:
     assert on_both(filled, lambda one: one.count()) == 40
     assert on_both(filled, lambda one: one.values("n_tokens")) == {i: 6 if i < 5 else 5 for i in range(7)}
     assert len(on_both(filled, lambda one: one.values("id"))) == 40
+
+
+def test_similarities(filled: Pair) -> None:
+    """As Edge has them, on a vector and on the best row of a matrix."""
+    asked, ids = unit(), [*(point.id for point in POINTS[:20]), uuid4()]
+    for name in ("doc", "passages"):
+        edge, ours = (one.similarities(name, 3 * asked, ids) for one in filled)
+        assert ours == pytest.approx(edge, abs=1e-3)
+        assert ours == pytest.approx({p.id: float((p.vectors[name] @ asked).max()) for p in POINTS[:20]}, abs=1e-3)
 
 
 @pytest.mark.parametrize("payload", [(), ("id",), ("id", "metadata", "text")])

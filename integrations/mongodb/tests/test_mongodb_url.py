@@ -119,11 +119,14 @@ def test_an_index_by_url(url: str, front: AtlasFront) -> None:
         assert index.add(DOCUMENTS).added == 5
         assert index.add(DOCUMENTS).unchanged == 5
         assert [hit.id for hit in index.search("w3", 1)] == ["d3"]
+        assert index.modes == ("hybrid", "dense", "lexical")
+        assert [hit.id for hit in index.search("w3", 9, mode="lexical")] == ["d3"]
         assert {hit.id for hit in index.search("w3", 9, filter={"even": True})} == {"d0", "d2", "d4"}
         assert index.search("w3", 1, rescore=0.5)[0].passages[0].text == "A text about w3."
         assert index.delete("d3") == 1 and index.ids() == ["d0", "d1", "d2", "d4"]
     info = read_info(url)
     assert (info["documents"], info["path"], info["size_bytes"]) == (4, f"{front.url}/m2rag_own/docs", None)
+    assert info["lexical"] == "english"
     with pytest.raises(IndexMismatchError, match="other:64"):
         LongDocumentIndex(url, HashEmbedder(fingerprint="other:64"))
 
