@@ -16,7 +16,7 @@ from m2rag.index import AsyncLongDocumentIndex, Document, Hit
 from m2rag.index.asynchronous import in_thread
 from m2rag.stores import Scalar
 
-NOTHING_FOUND = "Nothing was found in the index for this question; no model was asked."
+NOTHING_FOUND = "Nothing was found for this question; no model was asked."
 
 K = 5
 """Documents to answer from."""
@@ -49,13 +49,20 @@ class Retrieved:
     found: tuple[Found, ...]
 
 
-def retrieve(index: Index, question: str, *, k: int = K, filter: Mapping[str, Scalar] | None = None) -> Retrieved:
+def retrieve(
+    index: Index,
+    question: str,
+    *,
+    k: int = K,
+    filter: Mapping[str, Scalar] | None = None,
+    min_score: float | None = None,
+) -> Retrieved:
     """What an answer is to be made of: the first half of `ask`, for callers that close the index meanwhile.
 
     Raises what `search` of the index does.
     """
     _check(question)
-    hits = index.search(question, k, filter=filter, n_passages=_ALL_PASSAGES)
+    hits = _near(index.search(question, k, filter=filter, n_passages=_ALL_PASSAGES), min_score)
     return _retrieved(question, hits, [index.get(hit.id) for hit in hits])
 
 
@@ -65,12 +72,13 @@ async def aretrieve(
     *,
     k: int = K,
     filter: Mapping[str, Scalar] | None = None,
+    min_score: float | None = None,
 ) -> Retrieved:
     """As `retrieve`; the event loop stays free."""
     _check(question)
     if not isinstance(index, AsyncLongDocumentIndex):
-        return await in_thread(retrieve, index, question, k=k, filter=filter)
-    hits = await index.search(question, k, filter=filter, n_passages=_ALL_PASSAGES)
+        return await in_thread(retrieve, index, question, k=k, filter=filter, min_score=min_score)
+    hits = _near(await index.search(question, k, filter=filter, n_passages=_ALL_PASSAGES), min_score)
     return _retrieved(question, hits, [await index.get(hit.id) for hit in hits])
 
 
@@ -81,6 +89,7 @@ def ask(
     *,
     k: int = K,
     filter: Mapping[str, Scalar] | None = None,
+    min_score: float | None = None,
     whole: bool | None = None,
 ) -> Answer:
     """Answer a question from the documents of an index.
@@ -91,6 +100,8 @@ def ask(
         chat: the model that answers.
         k: from at most how many documents.
         filter: as in `search`.
+        min_score: leave out documents of which neither the whole nor a passage has this cosine to the question. What
+            is far from a question depends on the embedder: by default none is left out.
         whole: give the model whole documents (True), passages and what stands around them (False), or whole documents
             where they fit (None).
 
@@ -100,7 +111,9 @@ def ask(
         ContextTooLongError: half of `chat.context_tokens` was still too long.
         RemoteError: the model did not answer, or not rightly.
     """
-    return _answer(stream_answer(retrieve(index, question, k=k, filter=filter), chat, whole=whole, live=False))
+    return _answer(
+        stream_answer(retrieve(index, question, k=k, filter=filter, min_score=min_score), chat, whole=whole, live=False)
+    )
 
 
 async def aask(
@@ -110,10 +123,11 @@ async def aask(
     *,
     k: int = K,
     filter: Mapping[str, Scalar] | None = None,
+    min_score: float | None = None,
     whole: bool | None = None,
 ) -> Answer:
     """As `ask`; the event loop stays free."""
-    retrieved = await aretrieve(index, question, k=k, filter=filter)
+    retrieved = await aretrieve(index, question, k=k, filter=filter, min_score=min_score)
     async with aclosing(astream_answer(retrieved, chat, whole=whole, live=False)) as events:
         return [event async for event in events][-1]  # type: ignore[return-value]
 
@@ -125,6 +139,7 @@ def stream(
     *,
     k: int = K,
     filter: Mapping[str, Scalar] | None = None,
+    min_score: float | None = None,
     whole: bool | None = None,
 ) -> Generator[Sources | str | Answer, None, None]:
     """As `ask`, while it happens: the sources, the answer piece by piece, and all of it at the end.
@@ -132,7 +147,7 @@ def stream(
     Sources come again if the model took fewer than it was said to. Raises what `ask` does; after the first piece of
     text nothing is tried again. Closing the generator ends the request.
     """
-    yield from stream_answer(retrieve(index, question, k=k, filter=filter), chat, whole=whole)
+    yield from stream_answer(retrieve(index, question, k=k, filter=filter, min_score=min_score), chat, whole=whole)
 
 
 async def astream(
@@ -142,10 +157,11 @@ async def astream(
     *,
     k: int = K,
     filter: Mapping[str, Scalar] | None = None,
+    min_score: float | None = None,
     whole: bool | None = None,
 ) -> AsyncGenerator[Sources | str | Answer, None]:
     """As `stream`; close it (`contextlib.aclosing`) to end the request early."""
-    retrieved = await aretrieve(index, question, k=k, filter=filter)
+    retrieved = await aretrieve(index, question, k=k, filter=filter, min_score=min_score)
     async with aclosing(astream_answer(retrieved, chat, whole=whole)) as events:
         async for event in events:
             yield event
@@ -196,6 +212,12 @@ async def astream_answer(
 def _check(question: str) -> None:
     if not question.strip():
         raise InvalidInputError("the question is empty")
+
+
+def _near(hits: list[Hit], min_score: float | None) -> list[Hit]:
+    if min_score is None:
+        return hits
+    return [hit for hit in hits if max(hit.document_score, *(p.score for p in hit.passages), -1.0) >= min_score]
 
 
 def _retrieved(question: str, hits: list[Hit], documents: list[Document | None]) -> Retrieved:

@@ -7,6 +7,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from m2rag.answers.chat import ChatEndpoint
 from m2rag.answers.packing import pack
 from m2rag.answers.results import Found, Message, Source, Sources
@@ -52,12 +54,18 @@ def compose(question: str, found: Sequence[Found], chat: ChatEndpoint, *, share:
     room = int(chat.prompt_tokens * share)
     empty = chat.count(_messages(question, (), tag))
     budget = room - empty
+    specials = len(chat.tokenizer.prefix) + len(chat.tokenizer.suffix)
+
+    def count(texts: Sequence[str]) -> np.ndarray:
+        """Tokens of parts of a message, which has its special tokens once."""
+        return chat.tokenizer.count(texts) - specials
+
     for _ in range(_ROUNDS):
         sources = pack(
             found,
             question,
             budget,
-            count=lambda texts: chat.tokenizer.count(texts),
+            count=count,
             header=lambda one: _framed(_LONGEST_NUMBER, one.hit.id, one.hit.title, "", tag),
             whole=whole,
         )

@@ -62,6 +62,16 @@ def ask(
         ),
     ] = None,
     filter: FILTER = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(
+            "--min-score",
+            help="Leave out documents farther from the question than this, by the cosine of their best passage.",
+            min=-1.0,
+            max=1.0,
+            show_default=False,
+        ),
+    ] = None,
     chat_model: Annotated[
         str | None,
         typer.Option(
@@ -122,13 +132,13 @@ def ask(
     with open_index(index, model, device=device, dtype=dtype, api_key=api_key) as opened:
         place = opened.location
         documents = len(opened)
-        retrieved = retrieve(opened, question, k=k, filter=conditions)
-    nothing = f"Nothing found among {plural(documents, 'document')}{' with this filter' if conditions else ''}."
+        retrieved = retrieve(opened, question, k=k, filter=conditions, min_score=min_score)
+    limits = f"{' with this filter' if conditions else ''}{'' if min_score is None else ' this near to the question'}"
     if as_json:
         answer = _answer(retrieved, chat, whole) if chat else None
         say_json({"question": question, "index": place, **_as_json(retrieved, answer)})
     elif not retrieved.found:
-        say(nothing)
+        say(f"Nothing found among {plural(documents, 'document')}{limits}.")
     elif chat is None:
         for rank, found in enumerate(retrieved.found, start=1):
             show_hit(rank, found.hit, question)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import base64
 import json
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -44,7 +44,7 @@ class Answer:
     status: int = 200
     body: bytes | dict[str, Any] = b""
     headers: dict[str, str] = field(default_factory=dict)
-    parts: Callable[[], Iterator[bytes]] | None = None
+    parts: Callable[[], Generator[bytes, None, None]] | None = None
 
 
 class Hangup(Exception):
@@ -95,6 +95,11 @@ class EmbeddingServer:
         """All inputs of all requests."""
         return [text for request in self.requests for text in request.inputs]
 
+    def right(self, request: Request) -> Answer:
+        """The answer that a fault may spoil through `request.answer`."""
+        request.answer = right_answer(request.body)
+        return Answer(body=request.answer)
+
     def _handle(self, handler: BaseHTTPRequestHandler) -> None:
         raw = handler.rfile.read(int(handler.headers["Content-Length"]))
         headers = {name.lower(): value for name, value in handler.headers.items()}
@@ -104,12 +109,12 @@ class EmbeddingServer:
             self._under_way += 1
             self.most_at_once = max(self.most_at_once, self._under_way)
         try:
-            request.answer = right_answer(request.body)
+            right = self.right(request)
             given = self.fault(request) if self.fault else None
             with self._lock:
                 # Before the answer is out: the client may send the next request while this thread still ends.
                 self._under_way -= 1
-            _send(handler, given or Answer(body=request.answer))
+            _send(handler, given or right)
         except Hangup:
             with self._lock:
                 self._under_way -= 1
@@ -150,15 +155,15 @@ def first(n: int, answer: Callable[[Request], Answer | None] | Answer) -> Fault:
 def _send(handler: BaseHTTPRequestHandler, answer: Answer) -> None:
     body = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
     handler.send_response(answer.status)
-    handler.send_header("Content-Type", "application/json")
-    for name, value in answer.headers.items():
+    for name, value in {"Content-Type": "application/json", **answer.headers}.items():
         handler.send_header(name, value)
     if answer.parts is not None:
         handler.send_header("Connection", "close")
         handler.end_headers()
-        for part in answer.parts():
-            handler.wfile.write(part)
-            handler.wfile.flush()
+        with closing(answer.parts()) as parts:
+            for part in parts:
+                handler.wfile.write(part)
+                handler.wfile.flush()
         handler.close_connection = True
         return
     if "Content-Length" not in answer.headers:
