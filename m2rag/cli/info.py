@@ -33,7 +33,8 @@ def info(
     """Describe an index (no model is loaded for it) or a model.
 
     JSON of an index: {path, documents, tokens, size_bytes, fingerprint, dimension, created, m2rag_version, format,
-    model}. JSON of a model: {model, backend, device, dtype, parameters, dimension, max_tokens, fingerprint, ...}.
+    model, lexical}; lexical: language of its words, null where it has none. JSON of a model: {model, backend, device,
+    dtype, parameters, dimension, max_tokens, fingerprint, ...}.
     """
     if (index is None) == (model is None):
         raise typer.BadParameter("give either --index or --model")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,6 +32,15 @@ if TYPE_CHECKING:
 
 _WIDTH = 320  # characters of a passage that are shown
 
+
+class SearchMode(str, Enum):
+    """By words and meaning, by meaning, by words."""
+
+    HYBRID = "hybrid"
+    DENSE = "dense"
+    LEXICAL = "lexical"
+
+
 FILTER = Annotated[
     list[str] | None,
     typer.Option(
@@ -49,37 +59,70 @@ def search(
     index: INDEX,
     api_key: API_KEY = None,
     k: Annotated[int, typer.Option("-k", help="How many documents.", min=1)] = 10,
+    mode: Annotated[
+        SearchMode | None,
+        typer.Option(
+            "--mode",
+            help="dense: by meaning; lexical: by words (BM25); hybrid: both. Default: hybrid if the index has words.",
+            show_default=False,
+        ),
+    ] = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            "--weights",
+            metavar="DENSE,LEXICAL",
+            help="What meaning and words count in hybrid mode. Default: 0.7,1.",
+            show_default=False,
+        ),
+    ] = None,
     filter: FILTER = None,
     passages: Annotated[bool, typer.Option("--passages/--no-passages", help="Show the passages that fit best.")] = True,
     rescore: Annotated[
-        float, typer.Option(help="Weight of the best passage in the order, 0 to 1.", min=0.0, max=1.0)
-    ] = 0.0,
+        float | None,
+        typer.Option(
+            help="Weight of the best passage in the order, 0 to 1. Default: 0.5 in hybrid mode, else 0.",
+            min=0.0,
+            max=1.0,
+            show_default=False,
+        ),
+    ] = None,
     model: MODEL = None,
     device: DEVICE = None,
     dtype: DTYPE = Dtype.AUTO,
     as_json: AS_JSON = False,
     verbose: VERBOSE = False,
 ) -> None:
-    """Find documents by meaning, best first.
+    """Find documents by their meaning and their words, best first.
 
     The index is opened with the model it was built with, unless --model says otherwise.
 
-    JSON: {query, index, hits: [{id, score, document_score, title, passages: [{text, start, end, score}], metadata,
-    n_tokens, n_windows, truncated}]}; score: document_score (cosine), or its mean with the best passage's by --rescore;
-    start and end: characters of the document's text.
+    JSON: {query, index, mode, hits: [{id, score, document_score, title, passages: [{text, start, end, score}],
+    metadata, n_tokens, n_windows, truncated}]}; score: what the mode orders by (a cosine, BM25's number, or a mean of
+    both, 0 to about 1); document_score: the cosine; start and end: characters of the document's text.
     """
+    pair = _weights(weights) if weights is not None else None
     conditions = filter_conditions(filter)
     with open_index(index, model, device=device, dtype=dtype, api_key=api_key) as opened:
         place = opened.location
-        hits = opened.search(query, k, filter=conditions, passages=passages, rescore=rescore)
+        chosen = opened.modes[0] if mode is None else mode.value
+        hits = opened.search(query, k, mode=chosen, weights=pair, rescore=rescore, filter=conditions, passages=passages)
         documents = len(opened)
     if as_json:
-        say_json({"query": query, "index": place, "hits": [hit_as_json(hit) for hit in hits]})
+        say_json({"query": query, "index": place, "mode": chosen, "hits": [hit_as_json(hit) for hit in hits]})
         return
     for rank, hit in enumerate(hits, start=1):
         show_hit(rank, hit, query)
     if not hits:
         say(f"Nothing found among {plural(documents, 'document')}{' with this filter' if conditions else ''}.")
+
+
+def _weights(given: str) -> tuple[float, float]:
+    try:
+        meaning, words = (float(part) for part in given.split(","))
+    except ValueError as error:
+        raise typer.BadParameter(f"{given!r} is not two numbers, as 0.7,1", param_hint="--weights") from error
+    return meaning, words
 
 
 def show_hit(rank: int, hit: Hit, query: str, *, mark: str = "", width: int = _WIDTH) -> None:

@@ -130,7 +130,7 @@ class EdgeStore:
             return {}
         request = engine.QueryRequest(
             limit=len(ids),
-            query=engine.Query.Nearest(vector, name),
+            query=_nearest(name, vector),
             filter=engine.Filter(must=[engine.HasIdCondition(set(ids))]),
             params=_search_params(exact=True),
         )

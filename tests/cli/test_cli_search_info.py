@@ -31,6 +31,42 @@ def test_search_as_json_is_what_the_library_finds(run, data, built: Path, model:
     assert all(hit["passages"] == [] for hit in bare["hits"])
 
 
+def test_modes(run, data, built: Path, model: Path) -> None:
+    with LongDocumentIndex(built, M2Embedder(model, dtype="float32")) as index:
+        expected = {
+            (): ("hybrid", index.search("old houses")),
+            ("--mode", "dense"): ("dense", index.search("old houses", mode="dense")),
+            ("--mode", "lexical"): ("lexical", index.search("old houses", mode="lexical")),
+            ("--weights", "1,0", "--rescore", "0"): (
+                "hybrid",
+                index.search("old houses", weights=(1, 0), rescore=0),
+            ),
+            ("--mode", "dense", "--rescore", "1"): ("dense", index.search("old houses", mode="dense", rescore=1)),
+        }
+    for options, (mode, hits) in expected.items():
+        told = data(run("search", "old houses", "-i", built, "--json", "--dtype", "float32", *options))
+        assert (told["mode"], len(hits) > 0) == (mode, True)
+        assert [hit["id"] for hit in told["hits"]] == [hit.id for hit in hits]
+        assert [hit["score"] for hit in told["hits"]] == pytest.approx([hit.score for hit in hits], abs=1e-5)
+    for wrong in (["--mode", "sparse"], ["--weights", "1"], ["--weights", "1,a"], ["--rescore", "2"]):
+        assert run("search", "cats", "-i", built, *wrong).exit_code == 2
+    assert run("search", "cats", "-i", built, "--weights", "-1,1").exit_code == 1
+
+
+def test_words_of_a_new_index(run, data, model: Path, tmp_path: Path) -> None:
+    for options, lexical in ((["--no-lexical"], None), (["--language", "german"], "german"), ([], "english")):
+        place = tmp_path / f"index-{lexical}"
+        assert run("index", "-", "-i", place, "-m", model, *options, input="Die Katzen schlafen.").exit_code == 0
+        assert data(run("info", "-i", place, "--json"))["lexical"] == lexical
+    found = data(run("search", "Katze", "-i", tmp_path / "index-german", "--mode", "lexical", "--json"))
+    assert len(found["hits"]) == 1
+    without = run("search", "Katze", "-i", tmp_path / "index-None", "--mode", "lexical")
+    assert without.exit_code == 1 and "no words" in without.stderr
+    assert data(run("search", "Katze", "-i", tmp_path / "index-None", "--json"))["mode"] == "dense"
+    unknown = run("index", "-", "-i", tmp_path / "other", "-m", model, "--language", "klingon", input="Text.")
+    assert unknown.exit_code == 1 and "klingon" in unknown.stderr and not (tmp_path / "other").exists()
+
+
 def test_filter(run, data, built: Path) -> None:
     kinds = data(run("search", "cats", "-i", built, "--json", "-f", "suffix=.md"))["hits"]
     assert [hit["id"] for hit in kinds] == ["rivers.md"]
