@@ -116,6 +116,15 @@ API_KEY = Annotated[
         show_default=False,
     ),
 ]
+LANGUAGE = Annotated[
+    str,
+    typer.Option(
+        "--language", help="Of stemmer and stop words of a new index, for search by words: english, german, french, ..."
+    ),
+]
+LEXICAL = Annotated[
+    bool, typer.Option("--lexical/--no-lexical", help="Whether a new index can be searched by words too.")
+]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -209,16 +218,18 @@ def open_index(
     device: str | None,
     dtype: Dtype,
     create: bool = False,
+    lexical: str | None = "english",
     api_key: str | None = None,
 ) -> LongDocumentIndex:
     """Open an index with the model given, else the one it was built with, else the bundled one.
 
-    A missing index, or one in use, is told before a model is loaded.
+    A missing index, or one in use, is told before a model is loaded. `lexical` is the language of a new index's words.
     """
     from m2rag.index import LongDocumentIndex
 
     def build(model: str | None, store: str | Path | VectorStore) -> LongDocumentIndex:
-        return LongDocumentIndex(store, load_embedder(model, device=device, dtype=dtype), api_key=api_key)
+        embedder = load_embedder(model, device=device, dtype=dtype)
+        return LongDocumentIndex(store, embedder, lexical=lexical, api_key=api_key)
 
     return with_index_model(place, model, build, create=create, api_key=api_key)
 

@@ -18,6 +18,8 @@ from m2rag.cli.common import (
     DTYPE,
     INDEX,
     INTERRUPTED,
+    LANGUAGE,
+    LEXICAL,
     MODEL,
     SOME_FAILED,
     VERBOSE,
@@ -50,6 +52,8 @@ def index(
     index: INDEX,
     api_key: API_KEY = None,
     model: MODEL = None,
+    language: LANGUAGE = "english",
+    lexical: LEXICAL = True,
     on_too_long: Annotated[
         TooLong, typer.Option("--on-too-long", help="Texts longer than the model takes: windows, a cut, or a failure.")
     ] = TooLong.WINDOW,
@@ -74,7 +78,8 @@ def index(
             raise typer.BadParameter(f"{path} does not exist", param_hint="PATHS")
     sources: list[Source] = [_standard_input(name) if str(path) == "-" else path for path in paths]
     plan(sources, [])  # a folder without documents is told before a model is loaded or an index made
-    with open_index(index, model, device=device, dtype=dtype, create=True, api_key=api_key) as opened:
+    words = language if lexical else None
+    with open_index(index, model, device=device, dtype=dtype, create=True, lexical=words, api_key=api_key) as opened:
         place = opened.location
         try:
             with index_progress() as show:
