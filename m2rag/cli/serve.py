@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import tempfile
 from contextlib import ExitStack
@@ -145,6 +146,8 @@ def _run(server: Server, settings: ServerSettings, listening: socket.socket, ver
         timeout_graceful_shutdown=_GRACE_SECONDS,
     )
     running = Announced(config)
+    # Once it has shut down it hands the signal on, and there are temporary files to be removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         running.run(sockets=[listening])
     except KeyboardInterrupt:
