@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from m2rag.cli import ask, demo, embed, evaluation, index, info, search, serve
+from m2rag.cli import ask, demo, embed, evaluation, index, info, search, serve, sync
 from m2rag.cli.common import ERROR, INTERRUPTED, VERBOSE, note, set_up_logging
 from m2rag.errors import M2RagError
 
@@ -107,6 +107,7 @@ def _options(
 app.command("demo", epilog="Example: m2rag demo -q 'How are wheels named?'")(demo.demo)
 app.command("embed", epilog="Example: m2rag embed --file report.pdf --on-too-long window --out report.npy")(embed.embed)
 app.command("index", epilog="Example: m2rag index ~/papers --index papers.m2rag")(index.index)
+app.command("sync", epilog="Example: m2rag sync ~/papers --index papers.m2rag --watch")(sync.sync)
 app.command("search", epilog="Example: m2rag search 'how long may a lease run?' --index papers.m2rag -k 5")(
     search.search
 )

@@ -31,6 +31,10 @@ SOME_FAILED = 3
 INTERRUPTED = 130
 
 
+KINDS = ".txt .md .rst .html .pdf .docx .epub .jsonl .csv, source code, and these as .gz or .zst"
+"""What the index reads, for help texts; the readers are imported later."""
+
+
 class TooLong(str, Enum):
     """What becomes of texts longer than the model takes."""
 

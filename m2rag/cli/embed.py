@@ -36,7 +36,7 @@ def embed(
         list[Path] | None,
         typer.Option(
             "--file",
-            help="A whole file as one text (.txt .md .rst .html .pdf); may be repeated.",
+            help="A whole file as one text (.txt .md .rst .html .pdf .docx .epub, source code); may be repeated.",
             exists=True,
             dir_okay=False,
             readable=False,

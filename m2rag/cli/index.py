@@ -18,6 +18,7 @@ from m2rag.cli.common import (
     DTYPE,
     INDEX,
     INTERRUPTED,
+    KINDS,
     LANGUAGE,
     LEXICAL,
     MODEL,
@@ -32,12 +33,17 @@ from m2rag.cli.common import (
     say_json,
     stderr,
 )
+from m2rag.cli.failures import REPORT, failure_as_json, failure_report
 
 if TYPE_CHECKING:
-    from m2rag.index import AddProgress, AddReport, Document
+    from m2rag.index import AddProgress, AddReport
     from m2rag.index.sources import Source
 
 _LISTED = 20  # failures shown; --json has all
+
+ON_TOO_LONG = Annotated[
+    TooLong, typer.Option("--on-too-long", help="Texts longer than the model takes: windows, a cut, or a failure.")
+]
 
 
 def index(
@@ -45,7 +51,7 @@ def index(
         list[Path],
         typer.Argument(
             metavar="PATHS...",
-            help="Files and folders (.txt .md .rst .html .pdf); - for one text on standard input.",
+            help=f"Files and folders ({KINDS}); - for standard input.",
             show_default=False,
         ),
     ],
@@ -54,10 +60,11 @@ def index(
     model: MODEL = None,
     language: LANGUAGE = "english",
     lexical: LEXICAL = True,
-    on_too_long: Annotated[
-        TooLong, typer.Option("--on-too-long", help="Texts longer than the model takes: windows, a cut, or a failure.")
-    ] = TooLong.WINDOW,
-    name: Annotated[str, typer.Option("--name", help="Id of the text on standard input.")] = "stdin",
+    on_too_long: ON_TOO_LONG = TooLong.WINDOW,
+    name: Annotated[
+        str, typer.Option("--name", help="Id of standard input; read as its suffix says, without one as text.")
+    ] = "stdin",
+    report: REPORT = None,
     device: DEVICE = None,
     dtype: DTYPE = Dtype.AUTO,
     as_json: AS_JSON = False,
@@ -68,22 +75,22 @@ def index(
     Without --model an existing index is opened with the model it was built with. Interrupted, it loses nothing that
     was stored: the same command goes on. Exit code 3: some documents failed, the others are indexed.
 
-    JSON: {index, documents, added, replaced, unchanged, failed: [{id, error, message}], skipped: [path], n_tokens,
-    seconds}.
+    JSON: {index, documents, added, replaced, unchanged, failed: [{id, error, message, path}], skipped: [path],
+    n_tokens, seconds}.
     """
     from m2rag.index.sources import plan
 
     for path in paths:
         if str(path) != "-" and not path.exists():
             raise typer.BadParameter(f"{path} does not exist", param_hint="PATHS")
-    sources: list[Source] = [_standard_input(name) if str(path) == "-" else path for path in paths]
-    plan(sources, [])  # a folder without documents is told before a model is loaded or an index made
+    plan([path for path in paths if str(path) != "-"], [])  # told before a model is loaded or an index made
+    sources = _with_standard_input(paths, name) if Path("-") in paths else paths
     words = language if lexical else None
     with open_index(index, model, device=device, dtype=dtype, create=True, lexical=words, api_key=api_key) as opened:
         place = opened.location
         try:
-            with index_progress() as show:
-                report = opened.add(sources, on_too_long=on_too_long.value, progress=show)
+            with index_progress() as show, failure_report(report, show) as told:
+                done = opened.add(sources, on_too_long=on_too_long.value, progress=told)
         except KeyboardInterrupt as interrupt:
             note(
                 f"Stopped. {plural(len(opened), 'document')} safe in {place}: run the same command again to go on "
@@ -92,16 +99,16 @@ def index(
             raise typer.Exit(INTERRUPTED) from interrupt
         documents = len(opened)
     if as_json:
-        say_json({"index": place, "documents": documents, **report_as_json(report)})
+        say_json({"index": place, "documents": documents, **report_as_json(done)})
     else:
-        _show(report, place, documents)
-    if report.failed:
+        show_report(done, place, documents)
+    if done.failed:
         raise typer.Exit(SOME_FAILED)
 
 
 def report_as_json(report: AddReport) -> dict[str, Any]:
-    """An `AddReport`, ready for JSON."""
-    failed = [{"id": f.id, "error": type(f.cause).__name__, "message": str(f.cause)} for f in report.failed]
+    """A report, ready for JSON."""
+    failed = [failure_as_json(failure) for failure in report.failed]
     return {**vars(report), "failed": failed, "seconds": round(report.seconds, 3)}
 
 
@@ -134,15 +141,27 @@ def rates(documents: int, tokens: int, seconds: float) -> str:
     return f"{documents / seconds:,.1f} docs/s, {tokens / seconds:,.0f} tokens/s"
 
 
-def _standard_input(name: str) -> Document:
+def _with_standard_input(paths: list[Path], name: str) -> Iterator[Source]:
+    """The paths, and what comes on standard input in the place of `-`."""
     from m2rag.index import Document
-    from m2rag.index.readers import decode_text
+    from m2rag.index.readers import decode_text, kind_of, parse_documents
 
-    return Document(name, decode_text(sys.stdin.buffer.read(), Path("standard input")), title=name)
+    for path in paths:
+        if str(path) != "-":
+            yield path
+        elif kind_of(name) is not None:
+            yield from parse_documents(sys.stdin.buffer, name)
+        else:
+            yield Document(name, decode_text(sys.stdin.buffer.read(), "standard input"), title=name)
 
 
-def _show(report: AddReport, index: str, documents: int) -> None:
+def show_report(report: AddReport, index: str, documents: int) -> None:
+    """What was done, for people."""
+    from m2rag.index import SyncReport
+
     parts = [f"{report.added:,} added", f"{report.replaced:,} replaced", f"{report.unchanged:,} unchanged"]
+    if isinstance(report, SyncReport):
+        parts.append(f"{len(report.deleted):,} deleted")
     if report.failed:
         parts.append(f"{len(report.failed):,} failed")
     say(f"{index}: {plural(documents, 'document')} ({', '.join(parts)})")
@@ -156,9 +175,14 @@ def _show(report: AddReport, index: str, documents: int) -> None:
         say("Nothing was embedded: no document has changed.")
     if report.skipped:
         say(f"Passed over {plural(len(report.skipped), 'file')} of other kinds, such as {report.skipped[0]}")
+    show_failures(report)
+    if documents:
+        say(f'Search it: m2rag search "your question" --index {shlex.quote(index)}')
+
+
+def show_failures(report: AddReport) -> None:
+    """The first failures, on standard error."""
     for failure in report.failed[:_LISTED]:
         note(f"Failed: {failure.id}: {failure.cause}", style="red")
     if len(report.failed) > _LISTED:
         note(f"... and {len(report.failed) - _LISTED:,} more; --json lists all", style="red")
-    if documents:
-        say(f'Search it: m2rag search "your question" --index {shlex.quote(index)}')

@@ -138,11 +138,12 @@ class AddReport:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one document."""
+    """What became of one document; where it failed, why, and the absolute path of its file, if it has one."""
 
     id: str
     state: Literal["added", "replaced", "unchanged", "failed"]
     cause: M2RagError | None = None
+    path: str | None = None
 
 
 @dataclass(frozen=True)

@@ -243,7 +243,7 @@ class Monitor:
         """This document, of this file, is not indexed."""
         logger.warning("%s was not indexed: %s", id, cause)
         self._report.failed.append(Failure(id, cause, path))
-        self.show(id, Outcome(id, "failed", cause))
+        self.show(id, Outcome(id, "failed", cause, path))
 
     def embedding(self, documents: int, tokens: int) -> None:
         """A batch of the group at hand is embedded, not yet stored."""

@@ -57,7 +57,7 @@ class FolderSync:
         self.folder = Path(folder)
         self._root = os.path.abspath(folder)
         self._only = None if only is None else frozenset(os.path.abspath(path) for path in only)
-        hint = "if that is right, allow an empty folder, and what came from it is deleted from the index"
+        hint = "if that is right, allow_empty (--allow-empty) deletes what the index holds of it"
         if self.folder.exists() and not self.folder.is_dir():
             raise DocumentError(f"{folder} is a file: sync takes a folder")
         if not self.folder.exists() and not allow_empty:
