@@ -70,6 +70,7 @@ def test_rows_with_negatives(tmp_path: Path) -> None:
         documents=["d1", "d2", "d3"],
         relevant=[[0, 1], [1]],
         queries_of=[[0], [1, 0], []],
+        source_of=[0, 0, 0],
         given=[[2], [0]],  # "d2" is no negative of "q1": another row says that it answers it
     )
 

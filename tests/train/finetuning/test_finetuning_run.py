@@ -131,6 +131,16 @@ def test_pieces_give_the_same_bits(data: Path, unbroken: bytes, tmp_path: Path) 
     assert weights(tmp_path) == unbroken
 
 
+def test_a_bank_that_starts_empty_goes_on_where_it_was(data: Path, tmp_path: Path) -> None:
+    settings = {"loss": {"bank": 10, "bank_start": "empty", "bank_queries": 2}, "one_source": True, "dtype": "float32"}
+    whole, parts = (make_recipe(tmp_path / name, **settings) for name in ("whole", "parts"))
+    whole.run(options(tmp_path / "whole", data))
+    assert not (tmp_path / "whole" / "base_vectors.pt").exists(), "no document is embedded beforehand"
+    assert parts.run(options(tmp_path / "parts", data, stop_after=3)) is None
+    parts.run(options(tmp_path / "parts", data))
+    assert weights(tmp_path / "whole") == weights(tmp_path / "parts")
+
+
 def at_step(step: int, act: Callable[[], None]) -> Callable[..., torch.Tensor]:
     """`training_step` that acts once, when the optimizer has taken `step` steps."""
     original = FinetuneTrainer.training_step

@@ -27,6 +27,7 @@ def world(n_documents: int = 9, queries: int = 5, extra: int = 3) -> Pairs:
     too; `extra` documents without any."""
     pairs = Pairs(documents=[sentence(30 + i, seed=i) for i in range(n_documents + extra)])
     pairs.queries_of = [[] for _ in pairs.documents]
+    pairs.source_of = [document % 2 for document in range(len(pairs.documents))]
     for document in range(n_documents):
         for number in range(queries if document else 1):
             query = len(pairs.queries)
@@ -142,6 +143,41 @@ def test_queries_of_the_bank_join_the_batch(recipe: Any) -> None:
     assert [row.document for row in plain[0]] == [row.document for row in batches[0]]
 
 
+def test_a_bank_that_starts_empty_is_asked_for_what_it_holds(recipe: Any) -> None:
+    pairs = world(n_documents=40, extra=0)
+    loss = {"bank": 6, "bank_start": "empty", "bank_queries": 3}
+    read: list[int] = []
+    for batch in plan_batches(pairs, recipe(loss=loss)):
+        own = {query for row in batch for query in pairs.queries_of[row.document]}
+        others = [query for query in batch[0].queries if query not in own]
+        assert bool(read) == (len(batch[0].queries) > 2), "three more, once there is something to ask for"
+        assert all(set(pairs.relevant[query]) & set(read[-6:]) for query in others)
+        read += [row.document for row in batch]
+
+
+def test_shares_go_round_each_source(recipe: Any) -> None:
+    """Documents 0, 2, 4, 6, 8 are of one source, 1, 3, 5, 7 of the other."""
+    pairs = world()
+    sources = [{"rows": "a", "share": 0.4}, {"rows": "b", "share": 1.5}]
+    batches = plan_batches(pairs, recipe(sources=sources, epochs=4, loss={"bank": 5}))
+    rows = [row for batch in batches for row in batch]
+    times = Counter(row.document for row in rows)
+    assert [times[n] for n in (1, 3, 5, 7)] == [6] * 4, "4 epochs of 1.5"
+    assert sorted(times[n] for n in (0, 2, 4, 6, 8)) == [1, 1, 2, 2, 2], "4 epochs of 2 documents of 5"
+    asked = Counter(query for row in rows for query in row.queries if row.document == 1)
+    assert max(asked.values()) - min(asked.values()) <= 1, "other queries at each visit"
+
+
+def test_batches_of_one_source(recipe: Any) -> None:
+    pairs = world()
+    for changes in ({}, {"batch_tokens": 140}):
+        batches = plan_batches(pairs, recipe(one_source=True, loss={"bank": 5}, **changes))
+        assert all(len({pairs.source_of[row.document] for row in batch}) == 1 for batch in batches)
+        assert Counter(row.document for batch in batches for row in batch) == dict.fromkeys(range(9), 3)
+        order = [pairs.source_of[batch[0].document] for batch in batches]
+        assert order != sorted(order), "sources take turns"
+
+
 def test_a_lonely_last_document_is_left_out(recipe: Any) -> None:
     """9 documents in batches of 4: the ninth would have nothing to be told apart from."""
     assert [len(batch) for batch in plan_batches(world(), recipe(epochs=1))] == [4, 4]
@@ -204,6 +240,8 @@ def test_a_batch_as_our_losses_take_it(recipe: Any) -> None:
         ids = found["document_input_ids"][i, : lengths[i]]
         assert ids[1:-1].tolist() == TOKENIZER.encode(pairs.documents[number]).ids.tolist()
     assert torch.equal(found["document_input_ids"] != 0, found["document_attention_mask"].bool())
+    used = found["query_attention_mask"].sum(1).tolist()
+    assert used == sorted(used), "queries of like length go through the model together"
     assert collator.tokens(1) == int(lengths.sum() + found["query_attention_mask"].sum())
 
 
@@ -275,6 +313,7 @@ def test_given_negatives_must_be_there() -> None:
         ),
         pytest.param({"loss": {"name": "orthogonal", "bank": 4}}, "bank is for the loss 'mnrl'", id="bank"),
         pytest.param({"loss": {"bank_queries": 4}}, "bank_queries needs a bank", id="queries without a bank"),
+        pytest.param({"sources": [{"rows": "a", "share": 0}]}, "share is 0", id="no share"),
         pytest.param({"batch_tokens": 0}, "batch_tokens is 0, must be above 0", id="no tokens"),
         pytest.param({"loss": {"name": "triplet"}}, "loss: name: 'triplet' is none of 'orthogonal', 'mnrl'", id="loss"),
         pytest.param({"loss": {"temperature": 0}}, "temperature is 0", id="temperature"),

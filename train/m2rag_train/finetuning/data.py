@@ -32,6 +32,7 @@ class Pairs:
         relevant: for query i the numbers of all its documents.
         queries_of: for document j the numbers of its queries; some documents have none and serve as negatives.
         given: for query i the numbers of the documents that the data itself calls negatives.
+        source_of: for document j the number of the source that it was in first.
     """
 
     queries: list[str] = field(default_factory=list)
@@ -39,12 +40,13 @@ class Pairs:
     relevant: list[list[int]] = field(default_factory=list)
     queries_of: list[list[int]] = field(default_factory=list)
     given: list[list[int]] = field(default_factory=list)
+    source_of: list[int] = field(default_factory=list)
 
 
 class _Collector:
     def __init__(self) -> None:
         self.pairs = Pairs()
-        self.read = self.repeated = 0
+        self.read = self.repeated = self.source = 0
         self._queries: dict[str, int] = {}
         self._documents: dict[str, int] = {}
 
@@ -53,6 +55,7 @@ class _Collector:
             self._documents[text] = len(self.pairs.documents)
             self.pairs.documents.append(text)
             self.pairs.queries_of.append([])
+            self.pairs.source_of.append(self.source)
         return self._documents[text]
 
     def pair(self, query: str, document: int, negatives: Iterable[int] = ()) -> None:
@@ -84,8 +87,8 @@ def load_pairs(sources: Sequence[PairSource], data: Path) -> Pairs:
         MissingDependencyError: `datasets` is needed and not installed.
     """
     found = _Collector()
-    for source in sources:
-        before = found.read
+    for number, source in enumerate(sources):
+        before, found.source = found.read, number
         if source.pairs is not None and source.documents is not None:
             _read_pairs(source, data / source.pairs, data / source.documents, found)
         elif source.rows is not None:

@@ -125,7 +125,8 @@ def run(recipe: FinetuneRecipe, options: RunOptions) -> Path | None:
         prepared = _prepare(recipe, options, torch.device(arguments.device))
     vectors = None
     mined = recipe.negatives.per_document and recipe.negatives.by == "model"
-    if recipe.loss.anchor_weight or recipe.loss.bank or mined:
+    from_base = recipe.loss.bank and recipe.loss.bank_start == "base"
+    if recipe.loss.anchor_weight or from_base or mined:
         dtype = torch.bfloat16 if recipe.autocast else torch.float32
         cache = folder / "base_vectors.pt"
         with PartialState().main_process_first():
@@ -279,9 +280,10 @@ def _trainer(
     factor = partial(warmup_cosine, total=total, warmup=round(recipe.warmup * total), final=recipe.final_lr)
     bank = None
     if recipe.loss.bank:
-        assert vectors is not None
         bank = DocumentBank(recipe.loss.bank)
-        bank.push(vectors["documents"], torch.arange(len(vectors["documents"])))
+        if recipe.loss.bank_start == "base":
+            assert vectors is not None
+            bank.push(vectors["documents"], torch.arange(len(vectors["documents"])))
     trainer = FinetuneTrainer(
         model=prepared.model,
         args=arguments,

@@ -23,6 +23,7 @@ class PairSource:
         configuration: of the dataset.
         query, document, negative: its columns; a negative column is optional and may hold texts or lists of texts.
         kinds: only pairs of these kinds.
+        share: part of its documents that an epoch takes; the next one goes on with others. 2: each document twice.
 
     Paths are relative to the data folder, and files may end in `.zst`.
     """
@@ -38,6 +39,7 @@ class PairSource:
     document: str = "document"
     negative: str | None = None
     kinds: list[str] | None = None
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         given = [name for name in ("pairs", "rows", "task", "dataset") if getattr(self, name) is not None]
@@ -45,6 +47,7 @@ class PairSource:
             raise ValueError(f"{' and '.join(given) or 'nothing'} given, must be one of pairs, rows, task, dataset")
         if (self.pairs is None) != (self.documents is None):
             raise ValueError("pairs and documents belong together")
+        check_positive(self, "share")
 
 
 @dataclass(frozen=True)
@@ -80,9 +83,10 @@ class Loss:
         name: "orthogonal", "mnrl", or "cached_mnrl": sentence-transformers' own, for comparison.
         form: of the orthogonal loss.
         temperature: of the two others.
-        bank: "mnrl": vectors of so many documents of earlier steps are further negatives; at first the base model's.
+        bank: "mnrl": vectors of so many documents of earlier steps are further negatives.
+        bank_start: what it holds at first: vectors of the base model, or nothing, which saves embedding all documents.
         bank_queries: so many queries in each batch whose documents are in the bank only: more queries learn from each
-            document that is read, from a vector some steps old.
+            document that is read, from a vector some steps old. Where the bank starts empty, documents read lately.
         cached: "mnrl": one document in memory at a time; without it a step is a quarter faster, if all of them fit.
         dimensions: Matryoshka: the loss is the mean over vectors cut to each of these; the model's own size is added.
         anchor_weight: weight of 1 - cos between each text's vector and its vector by the base model.
@@ -92,6 +96,7 @@ class Loss:
     form: Literal["squared", "absolute"] = "squared"
     temperature: float = 0.05
     bank: int = 0
+    bank_start: Literal["base", "empty"] = "base"
     bank_queries: int = 0
     cached: bool = True
     dimensions: list[int] = field(default_factory=list)
@@ -145,6 +150,7 @@ class FinetuneRecipe(Recipe):
         documents: rows in a batch.
         batch_tokens: rows in a batch are of like length, and no more than so many tokens, pads included; `documents` is
             then the most. Without `loss.cached` they go through the model together, so that they share its filters.
+        one_source: rows in a batch are of one source: documents of one kind are the harder to tell apart.
         accumulation: batches in a step.
         lr: peak learning rate of matrices and the rest; `embedding_lr` and `filter_lr`: of those, default the same.
         betas, eps, weight_decay: of AdamW; the decay applies to matrices only.
@@ -173,6 +179,7 @@ class FinetuneRecipe(Recipe):
     every_query: bool = False
     documents: int = 2
     batch_tokens: int | None = None
+    one_source: bool = False
     accumulation: int = 1
     epochs: int = 1
     lr: float = 1e-4

@@ -55,25 +55,35 @@ def plan_batches(
     batches: list[Batch] = []
     with_queries = [number for number, queries in enumerate(pairs.queries_of) if queries]
     orders = {number: _shuffled(pairs.queries_of[number], f"{recipe.seed} {number}") for number in with_queries}
+    lately: deque[int] = deque(maxlen=recipe.loss.bank)
     for epoch in range(recipe.epochs):
         rng = random.Random(f"{recipe.seed} epoch {epoch}")
         rows = [
             Row(number, queries)
-            for number in with_queries
-            for queries in _queries_of_rows(orders[number], epoch, recipe.queries_per_document, recipe.every_query)
+            for number, visit in _documents_of_epoch(with_queries, pairs, recipe, epoch)
+            for queries in _queries_of_rows(orders[number], visit, recipe.queries_per_document, recipe.every_query)
         ]
         rng.shuffle(rows)
-        if recipe.batch_tokens is None:
-            of_epoch = _in_batches(rows, recipe.documents, math.inf, lengths)
-        else:
-            of_epoch = _in_batches(_by_length(rows, lengths, rng), recipe.documents, recipe.batch_tokens, lengths)
+        of_epoch = []
+        for some in _by_source(rows, pairs) if recipe.one_source else [rows]:
+            if recipe.batch_tokens is None:
+                of_epoch += _in_batches(some, recipe.documents, math.inf, lengths)
+            else:
+                some = _by_length(some, lengths, rng)
+                of_epoch += _in_batches(some, recipe.documents, recipe.batch_tokens, lengths)
+        if recipe.one_source or recipe.batch_tokens is not None:
             rng.shuffle(of_epoch)
         for batch in of_epoch:
             # What is left over at an epoch's end may have nothing to be told apart from.
             if len(batch) == 1 < recipe.documents and not recipe.negatives.per_document and not recipe.loss.bank:
                 continue
             batch = _with_negatives(batch, pairs, recipe.negatives.per_document, candidates, rng)
-            batches.append(_with_queries(batch, pairs, recipe.loss.bank_queries, rng))
+            if recipe.loss.bank_start == "empty":
+                pool = [query for number in lately for query in pairs.queries_of[number]]
+                lately.extend(row.document for row in batch)
+            else:
+                pool = list(range(len(pairs.queries)))
+            batches.append(_with_queries(batch, pool, recipe.loss.bank_queries, rng))
     whole = len(batches) - len(batches) % multiple
     if not whole:
         raise TrainingDataError(f"{recipe.name}: {len(batches)} batches, a step takes {multiple}: too few documents")
@@ -82,6 +92,28 @@ def plan_batches(
 
 def _shuffled(numbers: Sequence[int], seed: str) -> list[int]:
     return random.Random(seed).sample(numbers, len(numbers))
+
+
+def _documents_of_epoch(
+    numbers: Sequence[int], pairs: Pairs, recipe: FinetuneRecipe, epoch: int
+) -> list[tuple[int, int]]:
+    """Documents that an epoch reads, each with how often it was read before."""
+    shares = [source.share for source in recipe.sources]
+    if all(share == 1 for share in shares):
+        return [(number, epoch) for number in numbers]
+    found = []
+    for source, share in enumerate(shares):
+        order = _shuffled([n for n in numbers if pairs.source_of[n] == source], f"{recipe.seed} source {source}")
+        count = max(round(share * len(order)), 1) if order else 0
+        found += [(order[i % len(order)], i // len(order)) for i in range(epoch * count, (epoch + 1) * count)]
+    return found
+
+
+def _by_source(rows: Sequence[Row], pairs: Pairs) -> list[list[Row]]:
+    found: dict[int, list[Row]] = {}
+    for row in rows:
+        found.setdefault(pairs.source_of[row.document], []).append(row)
+    return [found[source] for source in sorted(found)]
 
 
 def _queries_of_rows(order: list[int], epoch: int, size: int, every_query: bool) -> list[tuple[int, ...]]:
@@ -125,9 +157,9 @@ def _in_batches(rows: list[Row], size: int, max_tokens: float, lengths: Sequence
     return batches
 
 
-def _with_queries(batch: Batch, pairs: Pairs, count: int, rng: random.Random) -> Batch:
+def _with_queries(batch: Batch, pool: Sequence[int], count: int, rng: random.Random) -> Batch:
     """Queries of other documents, whose vectors are in the bank, join the first row's."""
-    drawn = tuple(rng.sample(range(len(pairs.queries)), min(count, len(pairs.queries))))
+    drawn = tuple(rng.sample(pool, min(count, len(pool))))
     first = batch[0]
     return [Row(first.document, first.queries + drawn, first.negatives), *batch[1:]] if drawn else batch
 
@@ -228,7 +260,8 @@ class BatchCollator:
         rows = self._batches[features[0]["batch"]]
         if self._columns:
             return self._as_columns(rows)
-        queries = list(dict.fromkeys(query for row in rows for query in row.queries))
+        # Those of like length go through the model together: few pads.
+        queries = sorted(dict.fromkeys(query for row in rows for query in row.queries), key=self._queries.used)
         documents = [row.document for row in rows] + [number for row in rows for number in row.negatives]
         relevant = [self._relevant[query] for query in queries]
         width = max(map(len, relevant))
