@@ -81,12 +81,19 @@ DCLAW_TOKENS = 2_500_000
 
 
 def make(
-    data: Path, out: Path, *, dropped: frozenset[str] = frozenset(), seed: str = "0", ids: Path = DEVELOPMENT
+    data: Path,
+    out: Path,
+    *,
+    corpora: Sequence[Corpus] = CORPORA,
+    dropped: frozenset[str] = frozenset(),
+    seed: str = "0",
+    ids: Path = DEVELOPMENT,
 ) -> None:
     """Write `NAME.documents.jsonl.zst` and `NAME.pairs.jsonl.zst` of every source, and `development/TASK`.
 
     Args:
         data: folder with `corpus` and `pairs`.
+        corpora: files of `corpus` that are read.
         dropped: ids of documents that are left out, see `overlap.py`.
         ids: file with the ids of the documents that are held out, by source.
 
@@ -95,7 +102,7 @@ def make(
     """
     held_out = {name: frozenset(found) for name, found in json.loads(ids.read_text(encoding="utf-8")).items()}
     development: list[AskedDocument] = []
-    for corpus in CORPORA:
+    for corpus in corpora:
         documents = list(_sectioned(data / "corpus" / f"{corpus.name}.jsonl.zst"))
         found = list(_ask_all(corpus, documents, seed))
         held = held_out.get(corpus.name, frozenset())
@@ -107,10 +114,10 @@ def make(
     write_tasks(out / "development", development)
 
 
-def choose_development(data: Path) -> dict[str, list[str]]:
+def choose_development(data: Path, corpora: Sequence[Corpus] = CORPORA) -> dict[str, list[str]]:
     """Ids of the documents to hold out, by source: those whose ids have the lowest hashes."""
     chosen = {}
-    for corpus in CORPORA:
+    for corpus in corpora:
         usable = [d.id for d in _sectioned(data / "corpus" / f"{corpus.name}.jsonl.zst") if corpus.books or d.fits()]
         usable.sort(key=lambda identifier: hashlib.sha256(f"development {identifier}".encode()).hexdigest())
         chosen[corpus.name] = sorted(usable[: corpus.development])

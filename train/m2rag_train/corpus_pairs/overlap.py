@@ -37,7 +37,6 @@ class Overlap:
     Attributes:
         runs: different runs of words that both have, boilerplate aside.
         part: these by the runs of the training document.
-        example: one of them.
     """
 
     document: str
@@ -46,7 +45,6 @@ class Overlap:
     is_query: bool
     runs: int
     part: float
-    example: str
 
     @property
     def too_much(self) -> bool:
@@ -112,7 +110,7 @@ def find_overlaps(documents: Iterable[tuple[str, str]], index: RunIndex) -> tupl
     Args:
         documents: (id, text with all its queries) of each training document.
     """
-    shared: list[tuple[str, str, np.ndarray, int]] = []
+    shared: list[tuple[str, np.ndarray, int]] = []
     documents_seen = words = 0
     same_ids = []
     for identifier, text in documents:
@@ -123,14 +121,14 @@ def find_overlaps(documents: Iterable[tuple[str, str]], index: RunIndex) -> tupl
         unique = np.unique(hashes)
         found = index.known(unique)
         if len(found):
-            shared.append((identifier, text, found, len(unique)))
-    values, times = np.unique(np.concatenate([s[2] for s in shared] or [np.zeros(0, np.uint64)]), return_counts=True)
+            shared.append((identifier, found, len(unique)))
+    values, times = np.unique(np.concatenate([s[1] for s in shared] or [np.zeros(0, np.uint64)]), return_counts=True)
     common = values[times >= BOILERPLATE]
     overlaps = []
-    for identifier, text, found, size in shared:
+    for identifier, found, size in shared:
         rare = found[~np.isin(found, common, assume_unique=True)]
         if len(rare):
-            overlaps.append(_worst(identifier, text, rare, size, index))
+            overlaps.append(_worst(identifier, rare, size, index))
     overlaps.sort(key=lambda o: (-o.too_much, -o.runs, o.document))
     counts = {
         "documents": documents_seen,
@@ -144,16 +142,13 @@ def find_overlaps(documents: Iterable[tuple[str, str]], index: RunIndex) -> tupl
     return overlaps, counts
 
 
-def _worst(identifier: str, text: str, rare: np.ndarray, size: int, index: RunIndex) -> Overlap:
+def _worst(identifier: str, rare: np.ndarray, size: int, index: RunIndex) -> Overlap:
     owners, runs = np.unique(index.owners_of(rare), return_counts=True)
     # A query counts whatever the document shares with others.
     queries = [i for i, owner in enumerate(owners) if index.owners[owner][2]]
     best = max(queries or range(len(owners)), key=lambda i: runs[i])
     task, test_id, is_query = index.owners[owners[best]]
-    hashes = run_hashes(text)
-    start = int(np.flatnonzero(np.isin(hashes, rare[:1]))[0])
-    example = " ".join(words_of(text)[start : start + WORDS])
-    return Overlap(identifier, task, test_id, is_query, int(runs[best]), float(runs[best] / size), example)
+    return Overlap(identifier, task, test_id, is_query, int(runs[best]), float(runs[best] / size))
 
 
 def training_texts(folder: Path) -> Iterator[tuple[str, str]]:
@@ -179,7 +174,6 @@ def check(pairs: Path, tasks: Sequence[Path], report: Path) -> list[str]:
             "runs": o.runs,
             "part of the training document": round(o.part, 4),
             "dropped": o.too_much,
-            "example": o.example,
         }
         for o in overlaps
     ]
