@@ -252,9 +252,7 @@ class ChatEndpoint:
     def _can_do_without(self, refusal: bytes, sent: dict[str, Any]) -> bool:
         """Leave out, or rename, the option that a refusal names; False if it names none that can be."""
         said = refusal[:2_000].decode("latin-1")
-        named = next(
-            (name for name in ("max_tokens", "temperature", "stream_options") if name in sent and name in said), ""
-        )
+        named = next((name for name in _OPTIONAL if name in sent and name in said), "")
         if named in self._options:  # else another request has met this in the meantime
             options = dict(self._options)
             value = options.pop(named)
