@@ -66,6 +66,8 @@ def sync(
     """
     if watch and dry_run:
         raise typer.BadParameter("--watch and --dry-run do not go together")
+    if report is not None and folder.resolve() in report.resolve().parents:
+        raise typer.BadParameter(f"{report} would be a file of the folder itself", param_hint="--report")
     from m2rag.index.sync import FolderSync
 
     FolderSync(folder, allow_empty=allow_empty)  # told before a model is loaded or an index made

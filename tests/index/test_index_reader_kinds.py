@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import random
+import time
 import tracemalloc
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -125,6 +126,13 @@ def test_book_text_in_reading_order() -> None:
     assert document.text.split() == "One First words. Second & last.".split()
     assert document.title == "The Book"
     assert parse_document(book(title=None), "stem.epub").title == "stem"
+
+
+@pytest.mark.parametrize("page", ["<" + "a" * 300_000, "<a " * 100_000, "<a '" * 100_000, "<a" + " x='/'" * 50_000])
+def test_pages_with_endless_tags_take_no_time(page: str) -> None:
+    started = time.process_time()
+    assert parse_document(book(**{"OEBPS/text/one.xhtml": f"<p>words</p>{page}"}), "a.epub").text
+    assert time.process_time() - started < 5  # seconds; minutes where a regular expression tries every split
 
 
 # Broken files of each kind

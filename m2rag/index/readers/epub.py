@@ -18,7 +18,7 @@ from m2rag.index.readers.packed import check_zip
 _CONTAINER = "META-INF/container.xml"
 _ENCRYPTION = "META-INF/encryption.xml"
 _PAGES = ("application/xhtml+xml", "text/html", "application/x-dtbook+xml")
-_SELF_CLOSED = re.compile(r"<([A-Za-z][\w:.-]*)((?:[^<>\"'/]|\"[^\"<]*\"|'[^'<]*'|/(?!>))*)/>")
+_SELF_CLOSED = re.compile(r"<([A-Za-z][\w:.-]*)(?![\w:.-])((?:[^<>\"'/]|\"[^\"<]*\"|'[^'<]*'|/(?!>))*)/>")
 _VOID = frozenset("area base br col embed hr img input link meta source track wbr".split())
 
 

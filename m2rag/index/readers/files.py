@@ -185,4 +185,4 @@ def _unsupported(shown: str | Path) -> DocumentError:
 
 
 def _unreadable(path: Path, error: OSError) -> DocumentError:
-    return DocumentError(f"{path} cannot be read: {error.strerror}. Check its permissions")
+    return DocumentError(f"{path} cannot be read: {error.strerror or error}. Check its permissions")

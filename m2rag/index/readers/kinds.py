@@ -15,7 +15,7 @@ from m2rag.index.readers.rows import Row, read_json_lines, read_table
 from m2rag.index.readers.word import read_word
 
 CODE = tuple(
-    ".py .pyi .ipynb .js .mjs .ts .jsx .tsx .vue .svelte .css .java .kt .scala .groovy .go .rs .c .h .cpp .cc .hpp .cu "
+    ".py .pyi .js .mjs .ts .jsx .tsx .vue .svelte .css .java .kt .scala .groovy .go .rs .c .h .cpp .cc .hpp .cu "
     ".cs .swift .m .rb .php .pl .lua .r .jl .hs .ml .ex .erl .clj .dart .zig .sh .bash .ps1 .sql .proto .graphql .tf "
     ".yaml .yml .toml .json .xml .ini .cfg .tex".split()
 )
