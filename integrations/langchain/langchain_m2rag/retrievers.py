@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field
 from m2rag.index import AddProgress, AddReport, Hit, LongDocumentIndex
 from m2rag.index import Document as LongDocument
 from m2rag.index.documents import content_hash
+from m2rag.index.modes import Mode
 
 Returned = Literal["documents", "passages"]
 
@@ -22,7 +23,7 @@ _NAMESPACE = UUID("0b7f7cf0-6f0e-5c62-8d0a-0c6a4d5a9f11")
 
 
 class M2LongDocumentRetriever(BaseRetriever):
-    """Finds whole long documents by their one vector, and in them the passages that answer.
+    """Finds whole long documents by their one vector and their words, and in them the passages that answer.
 
     With `returns="documents"` each result is a document of the index with all of its text, best first. With
     `returns="passages"` it is a passage of one of the `k` best documents; the `k` nearest passages are given, best
@@ -30,8 +31,9 @@ class M2LongDocumentRetriever(BaseRetriever):
 
     Metadata of a result: the document's own, and `score`, `document_score`, `document_id`, `n_tokens`, `truncated`,
     `title` if it has one; of a document `passages` (a list of `text`, `start_index`, `end_index`, `score`); of a
-    passage `start_index` and `end_index`, its characters in the document. Scores are cosines. A field of the document
-    that has one of these names is hidden by it: `prefix` puts a word in front of ours.
+    passage `start_index` and `end_index`, its characters in the document. `score` is what the search orders by, of
+    passages the cosine, as is `document_score`. A field of the document that has one of these names is hidden by it:
+    `prefix` puts a word in front of ours.
 
     Example:
         >>> from langchain_m2rag import M2Embeddings, M2LongDocumentRetriever
@@ -61,8 +63,11 @@ class M2LongDocumentRetriever(BaseRetriever):
     n_passages: int = Field(default=3, ge=0)
     """At most how many passages of one document."""
 
-    rescore: float = Field(default=0.0, ge=0, le=1)
-    """Weight of the best passage in a document's score; see `LongDocumentIndex.search`."""
+    mode: Mode | None = None
+    """"hybrid", "dense" or "lexical"; default: hybrid where the index has words. See `LongDocumentIndex.search`."""
+
+    rescore: float | None = Field(default=None, ge=0, le=1)
+    """Weight of the best passage in a document's score; default: 0.5 in hybrid mode, else 0."""
 
     prefix: str = ""
     """In front of the names of the metadata that the retriever adds."""
@@ -130,6 +135,7 @@ class M2LongDocumentRetriever(BaseRetriever):
             query,
             k,
             filter=self.filter if filter is None else filter,
+            mode=self.mode,
             n_passages=max(self.n_passages, 1) if returns == "passages" else self.n_passages,
             rescore=self.rescore,
         )

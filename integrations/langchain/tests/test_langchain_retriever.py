@@ -96,7 +96,7 @@ def test_whole_documents_with_scores_and_passages(index: LongDocumentIndex) -> N
         original = next(document for document in DOCUMENTS if document.id == one.id)
         assert one.page_content == original.page_content
         assert original.metadata.items() <= one.metadata.items()
-        assert one.metadata["document_score"] == one.metadata["score"] and one.metadata["n_tokens"] > 400
+        assert -1 < one.metadata["document_score"] < 1 and one.metadata["n_tokens"] > 400
         assert one.metadata["truncated"] is False and 1 <= len(one.metadata["passages"]) <= 3
         for passage in one.metadata["passages"]:
             assert passage["text"] == one.page_content[passage["start_index"] : passage["end_index"]]
@@ -131,9 +131,10 @@ def test_names_of_its_own_fields(index: LongDocumentIndex) -> None:
     document = Document(id="clash", page_content="Clashing names, in green.", metadata={"score": "theirs"})
     try:
         M2LongDocumentRetriever(index=index).add_documents([document])
-        [hidden] = M2LongDocumentRetriever(index=index, k=1, filter={"score": "theirs"}).invoke("names")
+        asked: dict[str, Any] = {"index": index, "k": 1, "filter": {"score": "theirs"}, "mode": "dense"}
+        [hidden] = M2LongDocumentRetriever(**asked).invoke("names")
         assert hidden.metadata["score"] == hidden.metadata["document_score"]
-        [kept] = M2LongDocumentRetriever(index=index, k=1, filter={"score": "theirs"}, prefix="m2_").invoke("names")
+        [kept] = M2LongDocumentRetriever(**asked, prefix="m2_").invoke("names")
         assert kept.metadata["score"] == "theirs" and kept.metadata["m2_score"] == hidden.metadata["score"]
         assert not any(name.startswith("m2_m2_") or name == "passages" for name in kept.metadata)
     finally:
@@ -204,7 +205,14 @@ def test_an_index_without_passages_says_so(server: EmbeddingServer, tmp_path: Pa
 
 
 def test_mistakes_of_the_caller(index: LongDocumentIndex) -> None:
-    for wrong in ({"k": 0}, {"returns": "chunks"}, {"rescore": 2.0}, {"search_kwargs": {}}, {"n_passages": -1}):
+    for wrong in (
+        {"k": 0},
+        {"returns": "chunks"},
+        {"mode": "sparse"},
+        {"rescore": 2.0},
+        {"search_kwargs": {}},
+        {"n_passages": -1},
+    ):
         with pytest.raises(ValidationError, match=next(iter(wrong))):
             M2LongDocumentRetriever(index=index, **wrong)
     retriever = M2LongDocumentRetriever(index=index)
@@ -216,3 +224,10 @@ def test_mistakes_of_the_caller(index: LongDocumentIndex) -> None:
         retriever.invoke(QUERY, k=0)
     with pytest.raises(InvalidInputError, match="only white space"):
         retriever.invoke("  ")
+
+
+def test_modes(index: LongDocumentIndex) -> None:
+    """What the index finds by each mode, which it chooses itself if it is not told."""
+    for mode in (None, *index.modes):
+        found = M2LongDocumentRetriever(index=index, k=3, mode=mode).invoke("garden")
+        assert [one.metadata["score"] for one in found] == [hit.score for hit in index.search("garden", 3, mode=mode)]

@@ -209,6 +209,7 @@ def test_mistakes_of_the_caller(index: LongDocumentIndex) -> None:
         {"n_passages": -1},
         {"n_passages": 0, "returns": "passages"},
         {"rescore": 2.0},
+        {"mode": "sparse"},
     ]
     for options in wrong:
         with pytest.raises(ValueError, match=next(iter(options))):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.callbacks import CallbackManager
@@ -23,17 +23,19 @@ from llama_index.core.vector_stores import FilterCondition, FilterOperator, Meta
 from m2rag.index import AddProgress, AddReport, Hit, LongDocumentIndex
 from m2rag.index import Document as LongDocument
 from m2rag.index.index import BATCH_TOKENS
+from m2rag.index.modes import Mode
 
 Returned = Literal["documents", "passages"]
 Filters = Mapping[str, str | int | float | bool] | MetadataFilters
 
 
 class M2LongDocumentRetriever(BaseRetriever):
-    """Finds whole long documents by their one vector, and in them the passages that answer.
+    """Finds whole long documents by their one vector and their words, and in them the passages that answer.
 
     With `returns="documents"` each node is a document of the index with all of its text, best first. With
     `returns="passages"` it is a passage of one of the best documents, the nearest passages first, its place in
-    `start_char_idx` and `end_char_idx` and its document as the source. A node's score is a cosine.
+    `start_char_idx` and `end_char_idx` and its document as the source. A document's score is the one the search orders
+    by, a passage's its cosine.
 
     Metadata of a node: the document's own, and `document_score`, `n_tokens`, `truncated`, `title` if it has one; of a
     document `passages` (a list of `text`, `start_char_idx`, `end_char_idx`, `score`). Ours but the title are kept out
@@ -46,7 +48,8 @@ class M2LongDocumentRetriever(BaseRetriever):
         returns: whole documents, or passages.
         filters: metadata fields and the values they must have: a mapping, or `MetadataFilters` with `EQ` and `AND`.
         n_passages: at most how many of one document.
-        rescore: weight of the best passage in a document's score; see `LongDocumentIndex.search`.
+        mode: "hybrid", "dense" or "lexical"; default: hybrid where the index has words. See `LongDocumentIndex.search`.
+        rescore: weight of the best passage in a document's score; default: 0.5 in hybrid mode, else 0.
         prefix: in front of the names of the metadata that the retriever adds.
         callback_manager, object_map, objects, verbose: as for every retriever of LlamaIndex.
 
@@ -62,7 +65,8 @@ class M2LongDocumentRetriever(BaseRetriever):
         returns: Returned = "documents",
         filters: Filters | None = None,
         n_passages: int = 3,
-        rescore: float = 0.0,
+        mode: Mode | None = None,
+        rescore: float | None = None,
         prefix: str = "",
         callback_manager: CallbackManager | None = None,
         object_map: dict[str, Any] | None = None,
@@ -75,13 +79,16 @@ class M2LongDocumentRetriever(BaseRetriever):
         for name, value, minimum in (("similarity_top_k", similarity_top_k, 1), ("n_passages", n_passages, least)):
             if value < minimum:
                 raise ValueError(f"{name} is {value}, must be at least {minimum}")
-        if not 0 <= rescore <= 1:
+        if mode is not None and mode not in get_args(Mode):
+            raise ValueError(f"mode is {mode!r}, must be one of {', '.join(get_args(Mode))}")
+        if rescore is not None and not 0 <= rescore <= 1:
             raise ValueError(f"rescore is {rescore}, must be between 0 and 1")
         self._index = index
         self._similarity_top_k = similarity_top_k
         self._returns = returns
         self._filter = equalities(filters)
         self._n_passages = n_passages
+        self._mode = mode
         self._rescore = rescore
         self._prefix = prefix
         super().__init__(callback_manager, object_map, objects, verbose)
@@ -117,7 +124,12 @@ class M2LongDocumentRetriever(BaseRetriever):
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
         k = self._similarity_top_k
         hits = self._index.search(
-            query_bundle.query_str, k, filter=self._filter, n_passages=self._n_passages, rescore=self._rescore
+            query_bundle.query_str,
+            k,
+            mode=self._mode,
+            rescore=self._rescore,
+            filter=self._filter,
+            n_passages=self._n_passages,
         )
         if self._returns == "documents":
             return [found for hit in hits if (found := self._document(hit)) is not None]
