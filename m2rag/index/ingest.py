@@ -6,7 +6,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ from m2rag.index.documents import (
 )
 from m2rag.index.embedding import Embedder
 from m2rag.results import EmbeddingResult
-from m2rag.stores import Point, VectorStore
+from m2rag.stores import Point, SparseVector, VectorStore
 from m2rag.stores.lexical import Bm25
 
 logger = logging.getLogger(__name__)
@@ -43,6 +43,7 @@ LEXICAL = "lexical"
 _BYTES_PER_TOKEN = 4  # of English in UTF-8; groups need no exact count, and an exact one costs a tokenizer pass
 _MAX_GROUP = 256
 _STATE_FIELDS = ("hash", "on_too_long", "n_tokens", "n_used", "n_windows", "origin")
+_ALL_FIELDS = (*_STATE_FIELDS, "id", "title", "text", "metadata", "starts", "ends")
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,12 @@ class Ingest:
 
     def run(self, items: Iterable[Document | Failure], batch_tokens: int) -> None:
         """Bring the items into the store, one group after the other."""
-        for group in grouped(self.changed(items, batch_tokens), batch_tokens):
+        for group in grouped(self._changed(self._checked(items), batch_tokens, self._follow), batch_tokens):
             self._embed_and_store(group)
 
     def changed(self, items: Iterable[Document | Failure], batch_tokens: int) -> Iterator[Pending]:
-        """Those of the items that are new or changed; the others are counted."""
-        return self._changed(self._checked(items), batch_tokens)
+        """Those of the items that are new or changed; the others are counted, and nothing is done."""
+        return self._changed(self._checked(items), batch_tokens, lambda moved: None)
 
     def _checked(self, items: Iterable[Document | Failure]) -> Iterator[Pending]:
         """Checked documents; another document under an id of this run fails, the same one again is unchanged."""
@@ -103,21 +104,44 @@ class Ingest:
             else:
                 self._monitor.fail(item.id, _taken(item, "another document handed in with it"), item.origin)
 
-    def _changed(self, documents: Iterable[Pending], batch_tokens: int) -> Iterator[Pending]:
-        """The documents that are new or changed, looked up many at a time."""
+    def _changed(
+        self, documents: Iterable[Pending], batch_tokens: int, follow: Callable[[Sequence[Pending]], None]
+    ) -> Iterator[Pending]:
+        """The documents that are new or changed, looked up many at a time; `follow` is told those that were moved."""
         for group in grouped(documents, batch_tokens):
             ids = [point_id(pending.document.id) for pending in group]
             stored = self._store.retrieve(ids, payload=_STATE_FIELDS)
+            moved: list[Pending] = []
             for id, pending in zip(ids, group, strict=True):
                 if id not in stored:
                     yield pending
                 elif _is_current(stored[id].payload, pending.hash, self._policy):
+                    if _has_moved(stored[id].payload, pending.document):
+                        moved.append(pending)
                     self._monitor.keep(pending.document.id)
                 elif _is_other_file(stored[id].payload, pending):
                     other = f"the file {stored[id].payload['origin']}"
                     self._monitor.fail(pending.document.id, _taken(pending.document, other), pending.document.origin)
                 else:
                     yield Pending(pending.document, pending.metadata, pending.hash, pending.tokens, is_new=False)
+            follow(moved)
+
+    def _follow(self, moved: Sequence[Pending]) -> None:
+        """Store where unchanged documents lie now: `sync` deletes what came from its folder, and nothing else."""
+        origins = {point_id(pending.document.id): pending.document.origin for pending in moved}
+        if not origins:
+            return
+        points = self._store.retrieve(list(origins), payload=_ALL_FIELDS, vectors=(DOC, PASSAGES)).values()
+        self._store.upsert(
+            [
+                replace(
+                    point,
+                    payload={**point.payload, "origin": origins[point.id]},
+                    sparse=self._words(point.payload["title"], point.payload["text"]),
+                )
+                for point in points
+            ]
+        )
 
     def _embed_and_store(self, group: Sequence[Pending]) -> None:
         check_embedder(self._store, self._embedder)
@@ -201,9 +225,13 @@ class Ingest:
             "starts": starts,
             "ends": ends,
         }
-        words = f"{document.title}\n\n{document.text}" if document.title else document.text
-        sparse = {LEXICAL: self._bm25.document(words)} if self._bm25 is not None else {}
+        sparse = self._words(document.title, document.text)
         return Point(point_id(document.id), vectors, payload, sparse=sparse)
+
+    def _words(self, title: str | None, text: str) -> dict[str, SparseVector]:
+        if self._bm25 is None:
+            return {}
+        return {LEXICAL: self._bm25.document(f"{title}\n\n{text}" if title else text)}
 
 
 class Monitor:
@@ -291,6 +319,12 @@ def _is_current(stored: Mapping[str, Any], hash: str, policy: str) -> bool:
         return False
     fits = stored["n_windows"] == 1 and stored["n_used"] == stored["n_tokens"]
     return fits or stored["on_too_long"] == policy
+
+
+def _has_moved(stored: Mapping[str, Any], document: Document) -> bool:
+    """Whether a document was read from another file than the stored one, which is gone."""
+    old, new = stored["origin"], document.origin
+    return old is not None and new is not None and old != new and not os.path.exists(old)
 
 
 def _is_other_file(stored: Mapping[str, Any], pending: Pending) -> bool:

@@ -93,6 +93,35 @@ def test_what_add_indexed_is_synced_too(
     assert counts(index.sync(folder.parent / "link")) == (0, 0, 5, ["a.txt"], [])
 
 
+def test_a_folder_that_was_moved(index: LongDocumentIndex, folder: Path, embedder: HashEmbedder) -> None:
+    """Its documents are known as its own at the new place, with the vectors they had."""
+    index.sync(folder)
+    moved = folder.rename(folder.parent / "moved")
+    before = {mode: index.search("about row cats", mode=mode) for mode in index.modes}
+    embedder.embedded.clear()
+    (moved / "a.txt").unlink()
+    dry = index.sync(moved, dry_run=True)
+    assert (dry.unchanged, index.get("b.md").origin) == (5, str(folder / "b.md"))  # type: ignore[union-attr]
+    assert counts(index.sync(moved)) == (0, 0, 5, [], [])  # a.txt may still be on a disk that is not there
+    assert index.get("b.md").origin == str(moved / "b.md")  # type: ignore[union-attr]
+    assert {mode: index.search("about row cats", mode=mode) for mode in index.modes} == before
+    (moved / "b.md").unlink()
+    (moved / "rows.jsonl").write_text('{"id": 2, "text": "row two"}')
+    assert counts(index.sync(moved)) == (0, 0, 2, ["b.md", "rows.jsonl#1", "rows.jsonl:3"], [])
+    assert embedder.embedded == []
+
+
+def test_on_a_server(folder: Path, collection_url: str) -> None:
+    with LongDocumentIndex(collection_url, HashEmbedder()) as index:
+        assert counts(index.sync(folder)) == (6, 0, 0, [], [])
+        moved = folder.rename(folder.parent / "moved")
+        assert counts(index.sync(moved)) == (0, 0, 6, [], [])
+        (moved / "a.txt").unlink()
+        (moved / "b.md").write_text("changed")
+        assert counts(index.sync(moved)) == (0, 1, 4, ["a.txt"], [])
+        assert index.ids() == ALL[1:]
+
+
 def test_a_renamed_file(index: LongDocumentIndex, folder: Path) -> None:
     index.sync(folder)
     (folder / "a.txt").rename(folder / "sub" / "z.txt")
