@@ -76,33 +76,16 @@ class Ingest:
 
     def run(self, items: Iterable[Document | Failure], batch_tokens: int) -> None:
         """Bring the items into the store, one group after the other."""
-        for group in grouped(self._changed(self._checked(items), batch_tokens, self._follow), batch_tokens):
+        self.store(checked(items, self._monitor), batch_tokens)
+
+    def store(self, documents: Iterable[Pending], batch_tokens: int) -> None:
+        """Bring checked documents into the store, one group after the other; those that are unchanged are counted."""
+        for group in grouped(self._changed(documents, batch_tokens, self._follow), batch_tokens):
             self._embed_and_store(group)
 
     def changed(self, items: Iterable[Document | Failure], batch_tokens: int) -> Iterator[Pending]:
         """Those of the items that are new or changed; the others are counted, and nothing is done."""
-        return self._changed(self._checked(items), batch_tokens, lambda moved: None)
-
-    def _checked(self, items: Iterable[Document | Failure]) -> Iterator[Pending]:
-        """Checked documents; another document under an id of this run fails, the same one again is unchanged."""
-        seen: dict[bytes, str] = {}
-        for item in items:
-            if isinstance(item, Failure):
-                self._monitor.fail(item.id, item.cause, item.path)
-                continue
-            try:
-                metadata = check_document(item)
-            except M2RagError as error:
-                self._monitor.fail(str(item.id), error, item.origin)
-                continue
-            key, digest = point_id(item.id).bytes, content_hash(item)
-            if key not in seen:
-                seen[key] = digest
-                yield Pending(item, metadata, digest, len(item.text.encode("utf-8")) // _BYTES_PER_TOKEN + 2)
-            elif seen[key] == digest:
-                self._monitor.keep(item.id)
-            else:
-                self._monitor.fail(item.id, _taken(item, "another document handed in with it"), item.origin)
+        return self._changed(checked(items, self._monitor), batch_tokens, lambda moved: None)
 
     def _changed(
         self, documents: Iterable[Pending], batch_tokens: int, follow: Callable[[Sequence[Pending]], None]
@@ -286,6 +269,42 @@ class Monitor:
         self._report.replaced += sum(not pending.is_new for pending in group)
         outcomes = [Outcome(pending.document.id, "added" if pending.is_new else "replaced") for pending in group]
         self.show(group[-1].document.id if group else self._current, *outcomes)
+
+    def elsewhere(self, outcomes: Sequence[Outcome], tokens: int) -> None:
+        """What the monitor of another process has seen: documents that are dealt with, and tokens stored."""
+        states = [outcome.state for outcome in outcomes]
+        self._report.added += states.count("added")
+        self._report.replaced += states.count("replaced")
+        self._report.unchanged += states.count("unchanged")
+        for outcome in outcomes:
+            if outcome.cause is not None:
+                logger.warning("%s was not indexed: %s", outcome.id, outcome.cause)
+                self._report.failed.append(Failure(outcome.id, outcome.cause, outcome.path))
+        self._report.n_tokens += tokens
+        self._tokens = self._report.n_tokens
+        self.show(outcomes[-1].id if outcomes else self._current, *outcomes)
+
+
+def checked(items: Iterable[Document | Failure], monitor: Monitor) -> Iterator[Pending]:
+    """Checked documents; another document under an id of this run fails, the same one again is unchanged."""
+    seen: dict[bytes, str] = {}
+    for item in items:
+        if isinstance(item, Failure):
+            monitor.fail(item.id, item.cause, item.path)
+            continue
+        try:
+            metadata = check_document(item)
+        except M2RagError as error:
+            monitor.fail(str(item.id), error, item.origin)
+            continue
+        key, digest = point_id(item.id).bytes, content_hash(item)
+        if key not in seen:
+            seen[key] = digest
+            yield Pending(item, metadata, digest, len(item.text.encode("utf-8")) // _BYTES_PER_TOKEN + 2)
+        elif seen[key] == digest:
+            monitor.keep(item.id)
+        else:
+            monitor.fail(item.id, _taken(item, "another document handed in with it"), item.origin)
 
 
 def grouped(documents: Iterable[Pending], batch_tokens: int) -> Iterator[list[Pending]]:
