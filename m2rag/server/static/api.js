@@ -47,7 +47,10 @@ export async function request(method, path, { json, body, signal } = {}) {
       if (error.name === "AbortError") throw error;
       throw new ApiFailure("The server cannot be reached. Is it running?");
     }
-    const answer = await response.json().catch(() => null);
+    const answer = await response.json().catch((error) => {
+      if (error.name === "AbortError") throw error;
+      return null; // cut off, or not from this server
+    });
     if (response.ok && answer !== null) return answer;
     const told = answer?.error?.message ?? `The server answered ${response.status}.`;
     if (response.status === 401) {

@@ -109,6 +109,7 @@ function showBlank() {
   inner.dataset.kind = kind;
   if (!empty) {
     inner.replaceChildren(
+      el("img", { src: "/page/icon.svg", alt: "", width: 56, height: 56 }),
       el("h2", {}, "Open a document to read it here"),
       el("p", {}, "The passages that match your question are marked in the whole text. The map beside it shows where in the document they are."),
       el("p", { className: "note" }, "Drop files or folders anywhere to add them."));
@@ -287,7 +288,17 @@ $("search").addEventListener("submit", async (event) => {
   await go({ query, doc: null });
   if (query) $("query").focus();
 });
-$("query").addEventListener("search", () => { if (!$("query").value) go({ query: "", doc: null }); });
+$("query").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
+  event.preventDefault();
+  $("search").requestSubmit();
+});
+if (!CSS.supports("field-sizing", "content")) {
+  $("query").addEventListener("input", () => {
+    $("query").style.height = "auto";
+    $("query").style.height = `${$("query").scrollHeight + 2}px`;
+  });
+}
 $("k").addEventListener("change", () => rerun({ k: Number($("k").value) }));
 $("prefix").addEventListener("input", () => list());
 $("more").addEventListener("click", async () => {
@@ -363,13 +374,15 @@ function moveInList(by) {
   else links[Math.min(links.length - 1, at + by)].focus();
 }
 
+const atEndOfQuery = (target) => target === $("query") && target.selectionStart === target.value.length;
+
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || document.querySelector("dialog[open]")) return;
   const target = event.target;
   const typing = target.matches("input:not([type=radio]), textarea, select");
   const inList = target.closest("#list") !== null;
   const { key } = event;
-  if ((key === "ArrowDown" || key === "ArrowUp") && (inList || (target === $("query") && key === "ArrowDown"))) moveInList(key === "ArrowDown" ? 1 : -1);
+  if ((key === "ArrowDown" || key === "ArrowUp") && (inList || (key === "ArrowDown" && atEndOfQuery(target)))) moveInList(key === "ArrowDown" ? 1 : -1);
   else if (key === "Escape" && reader.open) go({ doc: null });
   else if (key === "Escape" && inList) $("query").focus();
   else if (typing) return;
@@ -418,8 +431,7 @@ $("theme").addEventListener("click", () => {
 // The start
 
 setTheme(THEMES[stored()] ? stored() : "system");
-window.addEventListener("popstate", () => apply());
-window.addEventListener("hashchange", () => apply());
+window.addEventListener("popstate", () => apply()); // links within the page, too
 
 async function start() {
   try {

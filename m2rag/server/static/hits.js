@@ -7,7 +7,7 @@ import { findWords, snippet, wordsOf } from "./text.js";
 const MEANING = {
   dense: "How near question and document are by meaning (cosine)",
   lexical: "How well the words match (BM25)",
-  hybrid: "Meaning and words together: 1 is the best of both",
+  hybrid: "Meaning and words together: the best is about 1",
 };
 
 function badges({ n_windows, truncated }) {

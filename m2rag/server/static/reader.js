@@ -63,6 +63,7 @@ export class Reader {
       .sort((a, b) => a.start - b.start);
     const same = passages.every((passage) => found.text.slice(passage.start, passage.end) === passage.text);
     this.passages = same ? passages : [];
+    this.why = hit ? "No passages to mark" : query ? "Not among the hits of this search" : "Search to have passages marked";
     this.fill(found, wordsOf(query));
     this.minimap.show(found.text, this.passages);
     const best = this.passages.reduce((top, passage, i) => (passage.score > (this.passages[top]?.score ?? -Infinity) ? i : top), -1);
@@ -145,7 +146,9 @@ export class Reader {
     const passage = this.passages[i];
     const n = this.passages.length;
     $("toolbar").classList.toggle("empty", !n);
-    $("passage-note").textContent = passage ? `Passage ${i + 1} of ${n} · score ${score(passage.score)}` : "";
+    const best = passage && this.passages.every((other) => other.score <= passage.score);
+    $("passage-note").textContent = passage ? `Passage ${i + 1} of ${n}` : this.why;
+    $("passage-score").textContent = passage ? ` · score ${score(passage.score)}${best ? ", the best" : ""}` : "";
     $("passage-previous").disabled = i <= 0;
     $("passage-next").disabled = i >= n - 1;
     if (!passage) return;

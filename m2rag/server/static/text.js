@@ -69,22 +69,31 @@ export function snippet(text, words, width = 300) {
 }
 
 const RULE = /^\s*([=\-~^"'`#*+.:_])\1{2,}\s*$/;
+const FENCE = /^\s*(```|~~~)/;
 const ITEM = /^\s*([-*+•–]|\d{1,3}[.)]|[a-zA-Z][.)]|\.\. \[[^\]]+\])\s+\S/;
+// A line between blank ones that looks like a heading: short, and not the end of a sentence.
+const TITLE = /^(?=.{2,70}$)[\p{Lu}\d"'“][^|=<>{}\\]*[^\s.,:;!?|=<>{}\\]$/u;
 const LONGEST = 8000; // a paragraph beyond this is divided, so that what is drawn at once stays small
 const SECTION = 6000;
 const NARROWEST = 45; // columns: text that was broken into lines by hand is at least as wide
 
 /**
  * Divide a text into paragraphs {start, end, kind} that cover it without a gap. The kind decides how it looks, never
- * what it says: "heading"; "prose" (its line breaks were made to fit a width, and are not shown); "item" (the same, in
+ * what it says: "heading"; "title" (a line that is most likely one); "prose" (its line breaks were made to fit a width, and are not shown); "item" (the same, in
  * a list); "plain" (lines as they are); "code" (the same, in letters of one width).
  */
 export function paragraphs(text, { code = false } = {}) {
   const found = [];
   let lines = []; // of the paragraph at hand: [start, end, content]
   let start = 0;
+  let fenced = false; // between ``` and ```
+  let literal = Infinity; // what is indented further is code: it comes behind a paragraph that ends in "::"
   const close = (end) => {
-    if (end > start) found.push(...divided(start, end, lines, text, code));
+    if (end <= start) return;
+    const margin = Math.min(...lines.map(([, , content]) => content.search(/\S/)));
+    if (margin <= literal) literal = lines.at(-1)?.[2].endsWith("::") || /^\s*\.\. [\w-]+::/.test(lines[0]?.[2] ?? "") ? margin : Infinity;
+    else lines.literal = true;
+    found.push(...divided(start, end, lines, text, code || fenced || lines.literal));
     lines = [];
     start = end;
   };
@@ -95,6 +104,11 @@ export function paragraphs(text, { code = false } = {}) {
     const content = text.slice(at, newline < 0 ? next : newline).trimEnd();
     if (!content) {
       blank = true;
+    } else if (!code && (fenced || FENCE.test(content))) {
+      if (!fenced) close(at);
+      lines.push([at, next, content]);
+      if (fenced && FENCE.test(content)) { close(next); fenced = false; } else fenced = true;
+      blank = false;
     } else {
       const starts = blank || (!code && lines.length && (ITEM.test(content) || /^#{1,6} /.test(content) || /^#{1,6} /.test(lines[0][2])));
       if (starts) close(at);
@@ -112,7 +126,11 @@ function divided(start, end, lines, text, code) {
   const heading = headingOf(lines);
   if (heading) return [{ start, end, kind: "heading", rules: heading }];
   const kind = ITEM.test(lines[0][2]) ? "item" : "prose";
-  if (lines.length === 1) return chopped({ start, end, kind: lines[0][2].length > 90 || kind === "item" ? kind : looks(lines) }, text);
+  if (lines.length === 1) {
+    const line = lines[0][2];
+    if (TITLE.test(line)) return [{ start, end, kind: "title" }];
+    return chopped({ start, end, kind: /^\s/.test(line) && line.length < 90 && kind !== "item" ? looks(lines) : kind }, text);
+  }
   const full = fullLines(lines);
   if (full.filter(Boolean).length < 0.7 * full.length || looks(lines) === "code") {
     return chopped({ start, end, kind: looks(lines) }, text);
@@ -148,7 +166,8 @@ function fullLines(lines) {
 function looks(lines) {
   const code = lines.some(([, , content]) =>
     /^\s*(>>>|\$ |\||\+[-=]|\/\/|#include|@)/.test(content) || /\S( {3,}|\t)\S/.test(content) || /[{};]$/.test(content) || RULE.test(content));
-  return code || lines.every(([, , content]) => /^( {4}|\t)/.test(content)) ? "code" : "plain";
+  const indented = lines.every(([, , content]) => /^\s{2}/.test(content) && /[=(){}<>[\]]/.test(content));
+  return code || indented || lines.every(([, , content]) => /^( {4}|\t)/.test(content)) ? "code" : "plain";
 }
 
 function chopped(paragraph, text) {
