@@ -6,6 +6,7 @@ from m2rag.index.asynchronous import AsyncLongDocumentIndex
 from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Outcome, Passage, Stored
 from m2rag.index.embedding import Embedder
 from m2rag.index.index import LongDocumentIndex, read_info
+from m2rag.index.modes import Mode
 from m2rag.index.readers import parse_document, parse_documents, read_document, read_documents
 from m2rag.index.sync import SyncReport
 
@@ -18,6 +19,7 @@ __all__ = [
     "Failure",
     "Hit",
     "LongDocumentIndex",
+    "Mode",
     "Outcome",
     "Passage",
     "Stored",
