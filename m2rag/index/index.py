@@ -119,9 +119,10 @@ class LongDocumentIndex:
     ) -> AddReport:
         """Index documents: new ones are added, changed ones replaced, unchanged ones left alone.
 
-        Documents stream: about `batch_tokens` of text are in memory at a time, however many there are. A document
-        that cannot be read or embedded is reported, and its earlier version, if any, stays. Ctrl-C ends after the
-        write in progress; what was stored stays stored.
+        Documents stream: while some are embedded, the next are read and the last written, so that about six times
+        `batch_tokens` of text are in memory, however many there are. A document that cannot be read or embedded is
+        reported, and its earlier version, if any, stays. Ctrl-C lets the group being embedded be stored, a second one
+        does not; what was stored stays stored.
 
         Args:
             documents_or_paths: a `Document`, a file, a folder (read recursively), or an iterable of these.
@@ -129,7 +130,7 @@ class LongDocumentIndex:
                 of the text), "truncate" (its beginning) or "error" (report it). A document that was cut or windowed
                 counts as changed when this changes.
             batch_tokens: how much to embed and store in one go.
-            progress: called as work goes on.
+            progress: called as work goes on, by one thread at a time, not always by this one.
 
         Returns:
             What was done.

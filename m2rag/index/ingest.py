@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,7 @@ from m2rag.index.documents import (
     point_id,
 )
 from m2rag.index.embedding import Embedder
+from m2rag.index.pipeline import run_stages
 from m2rag.results import EmbeddingResult
 from m2rag.stores import Point, SparseVector, VectorStore
 from m2rag.stores.lexical import Bm25
@@ -41,7 +43,9 @@ PASSAGES = "passages"
 LEXICAL = "lexical"
 
 _BYTES_PER_TOKEN = 4  # of English in UTF-8; groups need no exact count, and an exact one costs a tokenizer pass
-_MAX_GROUP = 256
+MAX_GROUP = 256
+"""Documents that are looked up, embedded and stored in one go, at most."""
+
 _STATE_FIELDS = ("hash", "on_too_long", "n_tokens", "n_used", "n_windows", "origin")
 _ALL_FIELDS = (*_STATE_FIELDS, "id", "title", "text", "metadata", "starts", "ends")
 
@@ -79,9 +83,12 @@ class Ingest:
         self.store(checked(items, self._monitor), batch_tokens)
 
     def store(self, documents: Iterable[Pending], batch_tokens: int) -> None:
-        """Bring checked documents into the store, one group after the other; those that are unchanged are counted."""
-        for group in grouped(self._changed(documents, batch_tokens, self._follow), batch_tokens):
-            self._embed_and_store(group)
+        """Bring checked documents into the store, one group after the other; those that are unchanged are counted.
+
+        While a group is embedded, the next one is read and the last one written.
+        """
+        groups = grouped(self._changed(documents, batch_tokens, self._follow), batch_tokens)
+        run_stages(groups, self._embed, self._store_embedded)
 
     def changed(self, items: Iterable[Document | Failure], batch_tokens: int) -> Iterator[Pending]:
         """Those of the items that are new or changed; the others are counted, and nothing is done."""
@@ -126,7 +133,8 @@ class Ingest:
             ]
         )
 
-    def _embed_and_store(self, group: Sequence[Pending]) -> None:
+    def _embed(self, group: Sequence[Pending]) -> list[tuple[Point, Pending]]:
+        """Points of a group, without the documents that failed."""
         check_embedder(self._store, self._embedder)
         self._monitor.show(group[0].document.id)
         try:
@@ -146,24 +154,25 @@ class Ingest:
         if vectors.shape != (len(group), self._store.manifest.dimension):
             given = f"{self._embedder.fingerprint}: vectors {vectors.shape} for {len(group)} documents"
             raise mismatch(self._store, given)
-        points: list[Point] = []
-        stored: list[Pending] = []
+        embedded: list[tuple[Point, Pending]] = []
         for i, pending in enumerate(group):
             if i in result.errors:
                 self._monitor.fail(pending.document.id, result.errors[i], pending.document.origin)
                 continue
             point = self._point(pending, vectors[i], result, i)
             if all(np.isfinite(vector).all() for vector in point.vectors.values()):
-                points.append(point)
-                stored.append(pending)
+                embedded.append((point, pending))
             else:
                 cause = NonFiniteError(
                     f"the vector of document {pending.document.id!r} holds NaN or infinity: it was not stored"
                 )
                 self._monitor.fail(pending.document.id, cause, pending.document.origin)
+        return embedded
+
+    def _store_embedded(self, embedded: Sequence[tuple[Point, Pending]]) -> None:
         # A new document may have been stored by a try whose answer was lost: then it is not written a second time.
         for is_new in (True, False):
-            batch = [one for one in zip(points, stored, strict=True) if one[1].is_new == is_new]
+            batch = [one for one in embedded if one[1].is_new == is_new]
             written = self._write(batch, insert_only=is_new)
             if written:
                 tokens = sum(point.payload["n_tokens"] for point, _ in written)
@@ -218,7 +227,7 @@ class Ingest:
 
 
 class Monitor:
-    """Counts what happens to each document and tells the caller's callback.
+    """Counts what happens to each document and tells the caller's callback; stages in several threads tell it.
 
     Args:
         report: what is counted into.
@@ -233,6 +242,8 @@ class Monitor:
         self._started = time.perf_counter()
         self._tokens = 0
         self._current = ""
+        # Held while the callback runs, so that it is not called by two threads at once.
+        self._lock = threading.RLock()
 
     @property
     def seconds(self) -> float:
@@ -241,48 +252,56 @@ class Monitor:
 
     def show(self, current: str, *finished: Outcome) -> None:
         """This document is at hand; those finished are dealt with."""
-        self._current = current
-        if self._callback is not None:
-            self._callback(AddProgress(self._report.done, self._total, self._tokens, current, self.seconds, finished))
+        with self._lock:
+            self._current = current
+            if self._callback is not None:
+                self._callback(
+                    AddProgress(self._report.done, self._total, self._tokens, current, self.seconds, finished)
+                )
 
     def keep(self, id: str) -> None:
         """This document is unchanged."""
-        self._report.unchanged += 1
-        self.show(id, Outcome(id, "unchanged"))
+        with self._lock:
+            self._report.unchanged += 1
+            self.show(id, Outcome(id, "unchanged"))
 
     def fail(self, id: str, cause: M2RagError, path: str | None) -> None:
         """This document, of this file, is not indexed."""
-        logger.warning("%s was not indexed: %s", id, cause)
-        self._report.failed.append(Failure(id, cause, path))
-        self.show(id, Outcome(id, "failed", cause, path))
+        with self._lock:
+            logger.warning("%s was not indexed: %s", id, cause)
+            self._report.failed.append(Failure(id, cause, path))
+            self.show(id, Outcome(id, "failed", cause, path))
 
     def embedding(self, documents: int, tokens: int) -> None:
         """A batch of the group at hand is embedded, not yet stored."""
-        self._tokens += tokens
-        self.show(self._current)
+        with self._lock:
+            self._tokens += tokens
+            self.show(self._current)
 
     def stored(self, group: Sequence[Pending], tokens: int) -> None:
         """These documents are safe."""
-        self._report.n_tokens += tokens
-        self._tokens = max(self._tokens, self._report.n_tokens)
-        self._report.added += sum(pending.is_new for pending in group)
-        self._report.replaced += sum(not pending.is_new for pending in group)
-        outcomes = [Outcome(pending.document.id, "added" if pending.is_new else "replaced") for pending in group]
-        self.show(group[-1].document.id if group else self._current, *outcomes)
+        with self._lock:
+            self._report.n_tokens += tokens
+            self._tokens = max(self._tokens, self._report.n_tokens)
+            self._report.added += sum(pending.is_new for pending in group)
+            self._report.replaced += sum(not pending.is_new for pending in group)
+            outcomes = [Outcome(pending.document.id, "added" if pending.is_new else "replaced") for pending in group]
+            self.show(group[-1].document.id if group else self._current, *outcomes)
 
     def elsewhere(self, outcomes: Sequence[Outcome], tokens: int) -> None:
         """What the monitor of another process has seen: documents that are dealt with, and tokens stored."""
-        states = [outcome.state for outcome in outcomes]
-        self._report.added += states.count("added")
-        self._report.replaced += states.count("replaced")
-        self._report.unchanged += states.count("unchanged")
-        for outcome in outcomes:
-            if outcome.cause is not None:
-                logger.warning("%s was not indexed: %s", outcome.id, outcome.cause)
-                self._report.failed.append(Failure(outcome.id, outcome.cause, outcome.path))
-        self._report.n_tokens += tokens
-        self._tokens = self._report.n_tokens
-        self.show(outcomes[-1].id if outcomes else self._current, *outcomes)
+        with self._lock:
+            states = [outcome.state for outcome in outcomes]
+            self._report.added += states.count("added")
+            self._report.replaced += states.count("replaced")
+            self._report.unchanged += states.count("unchanged")
+            for outcome in outcomes:
+                if outcome.cause is not None:
+                    logger.warning("%s was not indexed: %s", outcome.id, outcome.cause)
+                    self._report.failed.append(Failure(outcome.id, outcome.cause, outcome.path))
+            self._report.n_tokens += tokens
+            self._tokens = self._report.n_tokens
+            self.show(outcomes[-1].id if outcomes else self._current, *outcomes)
 
 
 def checked(items: Iterable[Document | Failure], monitor: Monitor) -> Iterator[Pending]:
@@ -312,7 +331,7 @@ def grouped(documents: Iterable[Pending], batch_tokens: int) -> Iterator[list[Pe
     group: list[Pending] = []
     tokens = 0
     for pending in documents:
-        if group and (tokens + pending.tokens > batch_tokens or len(group) == _MAX_GROUP):
+        if group and (tokens + pending.tokens > batch_tokens or len(group) == MAX_GROUP):
             yield group
             group, tokens = [], 0
         group.append(pending)
