@@ -81,7 +81,7 @@ class SharedBackend:
         self.concurrency = 64
 
     def in_background(self) -> SharedBackend:
-        """The same, for work that comes after all that somebody waits for."""
+        """The same, for documents that come after all that somebody waits for; short texts are not put back."""
         twin: SharedBackend = object.__new__(SharedBackend)
         vars(twin).update(vars(self))
         twin._delay = _BACKGROUND_SECONDS
@@ -196,15 +196,16 @@ class _Work:
 
     def put(self, batch: Sequence[Piece], delay: float) -> Future[list[PieceOutput]]:
         call = _Call(len(batch))
-        now = self._clock() + delay
+        now = self._clock()
         with self._changed:
             if self._stopped:
                 raise ServerStoppedError("the server is shutting down")
             for position, piece in enumerate(batch):
                 cost = self._inner.batch_rule.total([piece])
-                date = now + _PATIENCE * cost / self.rate
+                short = cost <= SHORT_TOKENS
+                date = now + _PATIENCE * cost / self.rate + (0.0 if short else delay)
                 waiting = _Waiting(date, next(self._numbers), piece, position, call, cost)
-                bisect.insort(self._queues["short" if cost <= SHORT_TOKENS else "long"], waiting)
+                bisect.insort(self._queues["short" if short else "long"], waiting)
                 self.tokens += cost
             self._changed.notify_all()
         call.future.add_done_callback(self._drop_cancelled)

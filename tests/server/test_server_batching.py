@@ -137,6 +137,30 @@ def test_work_in_the_background_comes_last(shared: Callable[..., SharedBackend])
     assert order_of(inner) == [0, 2, 1]
 
 
+def test_a_query_is_not_put_back_with_the_documents(shared: Callable[..., SharedBackend]) -> None:
+    """A search in the page's index uses the embedder that its documents are indexed with."""
+    held = threading.Event()
+
+    def hold(batch: Sequence[Piece]) -> None:
+        if batch[0].document == 0:
+            assert held.wait(20)
+
+    inner = FakeBackend(fails=hold)
+    inner.batch_tokens = 64
+    backend = shared(inner, short_batch_tokens=64)
+    with ThreadPoolExecutor(4) as threads:
+        calls = [threads.submit(backend.run, [piece(60, document=0)])]
+        waiting(backend, 60)
+        calls.append(threads.submit(backend.in_background().run, [piece(50, document=1)]))
+        waiting(backend, 110)
+        calls.append(threads.submit(backend.run, [piece(60, document=2)]))
+        waiting(backend, 170)
+        held.set()
+        for call in calls:
+            call.result(20)
+    assert [batch[0].document for batch in inner.batches] == [0, 1, 2]
+
+
 def test_what_nobody_waits_for_is_not_computed(shared: Callable[..., SharedBackend]) -> None:
     inner = Held()
     backend = shared(inner)
