@@ -150,7 +150,8 @@ def test_a_query_is_not_put_back_with_the_documents(shared: Callable[..., Shared
     backend = shared(inner, short_batch_tokens=64)
     with ThreadPoolExecutor(4) as threads:
         calls = [threads.submit(backend.run, [piece(60, document=0)])]
-        waiting(backend, 60)
+        while not inner.batches:
+            time.sleep(0.001)
         calls.append(threads.submit(backend.in_background().run, [piece(50, document=1)]))
         waiting(backend, 110)
         calls.append(threads.submit(backend.run, [piece(60, document=2)]))
