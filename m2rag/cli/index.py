@@ -34,6 +34,8 @@ from m2rag.cli.common import (
     stderr,
 )
 from m2rag.cli.failures import REPORT, failure_as_json, failure_report
+from m2rag.cli.on_ray import ACTORS, ADDRESS, CPUS, ENGINE, GPUS, Engine, RayOptions
+from m2rag.cli.on_ray import add as add_on_ray
 
 if TYPE_CHECKING:
     from m2rag.index import AddProgress, AddReport
@@ -67,6 +69,11 @@ def index(
     report: REPORT = None,
     device: DEVICE = None,
     dtype: DTYPE = Dtype.AUTO,
+    engine: ENGINE = Engine.LOCAL,
+    address: ADDRESS = None,
+    actors: ACTORS = None,
+    cpus_per_actor: CPUS = None,
+    gpus_per_actor: GPUS = None,
     as_json: AS_JSON = False,
     verbose: VERBOSE = False,
 ) -> None:
@@ -79,13 +86,22 @@ def index(
     n_tokens, seconds}.
     """
     from m2rag.index.sources import plan
+    from m2rag.stores import without_secrets
 
+    ray = RayOptions(address, actors, cpus_per_actor, gpus_per_actor)
+    ray.check(engine, api_key is not None)
     for path in paths:
         if str(path) != "-" and not path.exists():
             raise typer.BadParameter(f"{path} does not exist", param_hint="PATHS")
     plan([path for path in paths if str(path) != "-"], [])  # told before a model is loaded or an index made
     sources = _with_standard_input(paths, name) if Path("-") in paths else paths
     words = language if lexical else None
+    if engine is Engine.RAY:
+        settings: dict[str, Any] = {"device": device, "dtype": dtype.value, "on_too_long": on_too_long.value}
+        with index_progress() as show, failure_report(report, show) as told:
+            done, documents = add_on_ray(index, sources, ray, progress=told, model=model, lexical=words, **settings)
+        _tell(done, without_secrets(index), documents, as_json)
+        return
     with open_index(index, model, device=device, dtype=dtype, create=True, lexical=words, api_key=api_key) as opened:
         place = opened.location
         try:
@@ -98,6 +114,10 @@ def index(
             )
             raise typer.Exit(INTERRUPTED) from interrupt
         documents = len(opened)
+    _tell(done, place, documents, as_json)
+
+
+def _tell(done: AddReport, place: str, documents: int, as_json: bool) -> None:
     if as_json:
         say_json({"index": place, "documents": documents, **report_as_json(done)})
     else:
