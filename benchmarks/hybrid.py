@@ -132,6 +132,7 @@ def run(args: argparse.Namespace) -> None:
         "model": args.name,
         "date": datetime.date.today().isoformat(),
         "machine": f"{os.cpu_count()} cores {cpu_name()}",
+        "note": args.note,
         "python": platform.python_version(),
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
         "settings": {
@@ -193,6 +194,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         "",
         f"Median time of a search with three passages a hit, without the query's embedding: {', '.join(times)} "
         f"({content['machine']}, one core used).",
+        *([content["note"]] if content.get("note") else []),
     ]
     return "\n".join(lines) + "\n"
 
@@ -211,6 +213,7 @@ def main() -> None:
         default=Path(os.environ.get("M2RAG_CACHE", Path.home() / ".cache" / "m2rag")) / "hybrid",
         help="folder for the indexes; default: hybrid in $M2RAG_CACHE or ~/.cache/m2rag",
     )
+    runner.add_argument("--note", help="what else to know of this run, shown below the table")
     runner.add_argument("--out", type=Path, default=RESULTS / "hybrid", help="result files, without their endings")
     runner.set_defaults(call=run)
     tabler = commands.add_parser("table")
