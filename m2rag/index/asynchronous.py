@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Collection, Coroutine, Iterable
 from contextvars import ContextVar
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeVar
 
 from m2rag.index.documents import AddProgress, AddReport, Document, Hit, Stored
+from m2rag.index.filters import MetadataFilter
 from m2rag.index.index import BATCH_TOKENS, LongDocumentIndex
 from m2rag.index.modes import Mode
 from m2rag.index.sources import Source
 from m2rag.index.sync import SyncReport
-from m2rag.stores import Scalar
+from m2rag.stores import FieldKind
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -137,7 +138,7 @@ class AsyncLongDocumentIndex(Generic[Index]):
         mode: Mode | None = None,
         weights: tuple[float, float] | None = None,
         rescore: float | None = None,
-        filter: Mapping[str, Scalar] | None = None,
+        filter: MetadataFilter | None = None,
         passages: bool = True,
         n_passages: int = 3,
     ) -> list[Hit]:
@@ -173,6 +174,10 @@ class AsyncLongDocumentIndex(Generic[Index]):
     async def count(self) -> int:
         """Documents in the index."""
         return await in_thread(self._index.__len__)
+
+    async def make_filterable(self, field: str, kind: FieldKind) -> None:
+        """Give a metadata field an index; see `LongDocumentIndex.make_filterable`."""
+        await in_thread(self._index.make_filterable, field, kind)
 
     async def info(self) -> dict[str, Any]:
         """What it holds; see `LongDocumentIndex.info`."""

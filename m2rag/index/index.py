@@ -10,13 +10,14 @@ from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
 from m2rag.errors import InvalidInputError, NonFiniteError
 from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Stored, point_id
 from m2rag.index.embedding import Embedder
+from m2rag.index.filters import METADATA, MetadataFilter, filterable_fields, metadata_filter
 from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, make_hits
 from m2rag.index.ingest import DOC, LEXICAL, PASSAGES, Ingest, Monitor, check_embedder, mismatch
 from m2rag.index.modes import Mode, check_numbers, checked_order
@@ -24,7 +25,7 @@ from m2rag.index.ranking import Search, StoreSource
 from m2rag.index.ranking import Source as Rankings
 from m2rag.index.sources import Source, plan, read
 from m2rag.index.sync import FolderSync, SyncReport
-from m2rag.stores import Filter, Manifest, Scalar, Schema, TextStore, VectorSpec, VectorStore, open_store
+from m2rag.stores import FieldKind, Manifest, Quantization, Schema, TextStore, VectorSpec, VectorStore, open_store
 from m2rag.stores.lexical import Bm25
 
 logger = logging.getLogger(__name__)
@@ -53,10 +54,13 @@ class LongDocumentIndex:
         create: make a new index where there is none.
         lexical: language of stemmer and stop words of a new index ("english", "german", ...), for search by words and
             hybrid search; None for neither. An index that is there keeps what it was made with.
+        quantization: a new index also keeps its documents' vectors in 8 bits ("scalar") or 1 bit ("binary") a number:
+            large ones are searched in these, and what is found is scored with the vectors themselves.
+        filterable: metadata fields of a new index that filters are to be fast on, as `make_filterable` takes them.
         api_key: of the server; default: the environment variable QDRANT_API_KEY.
 
     Raises:
-        InvalidInputError: there is no such language.
+        InvalidInputError: there is no such language, quantization or kind of field.
         IndexNotFoundError: there is no index and `create` is False.
         IndexMismatchError: the index was built with another embedder.
         IndexLockedError: another process has the folder open.
@@ -70,12 +74,14 @@ class LongDocumentIndex:
         *,
         create: bool = True,
         lexical: str | None = "english",
+        quantization: Quantization | None = None,
+        filterable: Mapping[str, FieldKind] | None = None,
         api_key: str | None = None,
     ) -> None:
         self._embedder = embedder
         self._writing = threading.Lock()
         if isinstance(path_or_store, (str, Path)):
-            new = new_index(embedder, lexical) if create else None
+            new = new_index(embedder, lexical, quantization, filterable) if create else None
             self._store = open_store(path_or_store, create=new, api_key=api_key)
         else:
             self._store = path_or_store
@@ -236,7 +242,7 @@ class LongDocumentIndex:
         mode: Mode | None = None,
         weights: tuple[float, float] | None = None,
         rescore: float | None = None,
-        filter: Mapping[str, Scalar] | None = None,
+        filter: MetadataFilter | None = None,
         passages: bool = True,
         n_passages: int = 3,
     ) -> list[Hit]:
@@ -252,7 +258,9 @@ class LongDocumentIndex:
             rescore: weight of the best passage, 0 to 1, in the order of the best documents (three times `k`, at least
                 30): in dense and hybrid mode against the document's own vector, in lexical mode against its words.
                 Default: 0.5 in hybrid mode, else 0.
-            filter: metadata fields and the values they must have, all of them; a list matches by any of its items.
+            filter: metadata fields and the value each must have, a range or several values: `{"year": 2020}`, `{"year":
+                {"gte": 2015, "lt": 2020}}`, `{"suffix": {"in": [".pdf", ".md"]}}`. Dates are strings in ISO 8601. All
+                must hold; a list in the metadata matches by any of its items.
             passages: also find the passages of each hit that are nearest to the query.
             n_passages: at most how many per hit; they do not overlap.
 
@@ -339,11 +347,28 @@ class LongDocumentIndex:
     def __contains__(self, id: object) -> bool:
         return isinstance(id, str) and bool(self._store.retrieve([point_id(id)]))
 
+    def make_filterable(self, field: str, kind: FieldKind) -> None:
+        """Give a metadata field an index, so that filters on it are fast in large collections; it is kept up to date.
+
+        Such a field is taken to have values of one kind: documents that have others in it are found by no range of it,
+        and a filter by whole numbers finds none that are not whole.
+
+        Args:
+            field: of the metadata.
+            kind: "keyword" (strings), "integer", "float" (all numbers), "bool" or "datetime" (strings in ISO 8601).
+
+        Raises:
+            InvalidInputError: there is no such kind, or the engine cannot address the field.
+        """
+        (path,) = filterable_fields({field: kind})
+        with self._writing:
+            self._store.make_filterable(path, kind)
+
     def info(self) -> dict[str, Any]:
         """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, lexical, created, ....
 
         `path` is the folder or URL; `size_bytes` is None on a server, which does not tell; `lexical` is the language of
-        its words, None where it has none.
+        its words, None where it has none; `filterable` the metadata fields that filters are fast on, and their kind.
         """
         return _info(self._store)
 
@@ -361,21 +386,30 @@ def read_info(path: str | Path, *, api_key: str | None = None) -> dict[str, Any]
         store.close()
 
 
-def new_index(embedder: Embedder, lexical: str | None = "english") -> tuple[Manifest, Schema]:
+def new_index(
+    embedder: Embedder,
+    lexical: str | None = "english",
+    quantization: Quantization | None = None,
+    filterable: Mapping[str, FieldKind] | None = None,
+) -> tuple[Manifest, Schema]:
     """Manifest and schema of an index that is created now with this embedder.
 
     Args:
+        embedder: makes its vectors.
         lexical: language of its words; None for none.
+        quantization: of its documents' vectors.
+        filterable: metadata fields that filters are to be fast on.
 
     Raises:
-        InvalidInputError: there is no such language.
+        InvalidInputError: there is no such language, quantization or kind of field.
     """
     if lexical is not None:
         Bm25(lexical)
-    return new_manifest(embedder, lexical), index_schema(embedder.dimension, lexical)
+    manifest = new_manifest(embedder, lexical, quantization)
+    return manifest, index_schema(embedder.dimension, lexical, quantization, filterable)
 
 
-def new_manifest(embedder: Embedder, lexical: str | None = None) -> Manifest:
+def new_manifest(embedder: Embedder, lexical: str | None = None, quantization: Quantization | None = None) -> Manifest:
     """The manifest of an index that is created now with this embedder."""
     try:
         ours = version("m2rag")
@@ -383,34 +417,36 @@ def new_manifest(embedder: Embedder, lexical: str | None = None) -> Manifest:
         ours = "unknown"
     created = datetime.now(timezone.utc).isoformat(timespec="seconds")
     model = getattr(embedder, "model_source", None)
-    return Manifest(embedder.fingerprint, embedder.dimension, created, ours, model=model, lexical=lexical)
+    return Manifest(
+        *(embedder.fingerprint, embedder.dimension, created, ours),
+        model=model,
+        lexical=lexical,
+        quantization=quantization,
+    )
 
 
-def index_schema(dimension: int, lexical: str | None = None) -> Schema:
-    """Vectors and listed fields of a collection of documents; with a language, sparse vectors of their words."""
-    vectors = (VectorSpec(DOC, dimension), VectorSpec(PASSAGES, dimension, multi=True, searched=False))
-    return Schema(vectors, {"id": "keyword", "n_tokens": "integer"}, (LEXICAL,) if lexical else ())
+def index_schema(
+    dimension: int,
+    lexical: str | None = None,
+    quantization: Quantization | None = None,
+    filterable: Mapping[str, FieldKind] | None = None,
+) -> Schema:
+    """Vectors and fields of a collection of documents; with a language, sparse vectors of their words."""
+    if quantization not in (None, *get_args(Quantization)):
+        raise InvalidInputError(
+            f"quantization must be one of {', '.join(get_args(Quantization))}, not {quantization!r}"
+        )
+    vectors = (
+        VectorSpec(DOC, dimension, quantization=quantization),
+        VectorSpec(PASSAGES, dimension, multi=True, searched=False),
+    )
+    listed: Mapping[str, Literal["keyword", "integer"]] = {"id": "keyword", "n_tokens": "integer"}
+    return Schema(vectors, listed, (LEXICAL,) if lexical else (), filterable_fields(filterable))
 
 
 def language_of_words(store: VectorStore) -> str | None:
     """Language in which a store's documents can be found by their words; None if they cannot."""
     return store.text_language if isinstance(store, TextStore) else store.manifest.lexical
-
-
-def metadata_filter(filter: Mapping[str, Scalar] | None) -> Filter | None:
-    """What a caller asks of the metadata, as the store takes it.
-
-    Raises:
-        InvalidInputError: it is not made of fields and plain values.
-    """
-    if not filter:
-        return None
-    for name, value in filter.items():
-        if not isinstance(name, str) or not isinstance(value, (str, int, float, bool)):
-            raise InvalidInputError(
-                f"filter {name!r}: {value!r} is not a metadata field and a str, int, float or bool it must equal"
-            )
-    return {("metadata", name): value for name, value in filter.items()}
 
 
 def _stored(payload: Mapping[str, Any]) -> Stored:
@@ -428,4 +464,5 @@ def _stored(payload: Mapping[str, Any]) -> Stored:
 def _info(store: VectorStore) -> dict[str, Any]:
     tokens = sum(int(value) * count for value, count in store.values("n_tokens").items())
     held = {"path": store.location, "documents": store.count(), "tokens": tokens, "size_bytes": store.size_bytes()}
-    return {**held, **asdict(store.manifest), "lexical": language_of_words(store)}
+    filterable = {path[1]: kind for path, kind in store.filterable().items() if path[0] == METADATA and len(path) == 2}
+    return {**held, **asdict(store.manifest), "lexical": language_of_words(store), "filterable": filterable}

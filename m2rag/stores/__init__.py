@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from m2rag.stores.base import (
+    FieldKind,
     Filter,
     Manifest,
+    OneOf,
     Point,
+    Quantization,
+    Range,
     Scalar,
     Schema,
     SparseVector,
@@ -18,9 +22,13 @@ from m2rag.stores.qdrant_edge import EdgeStore
 
 __all__ = [
     "EdgeStore",
+    "FieldKind",
     "Filter",
     "Manifest",
+    "OneOf",
     "Point",
+    "Quantization",
+    "Range",
     "Scalar",
     "Schema",
     "SparseVector",

@@ -4,14 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from uuid import UUID
 
 import numpy as np
 
 Scalar: TypeAlias = "str | int | float | bool"
-Filter: TypeAlias = "Mapping[tuple[str, ...], Scalar]"
-"""Path of a payload field -> the value it must have (or, where the field is a list, hold). Several mean AND."""
+Bound: TypeAlias = "int | float | datetime"
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers, or dates, within bounds; a bound that is None is none.
+
+    Attributes:
+        gte, gt, lte, lt: at least, more than, at most, less than. All numbers, or all dates with a time zone: those
+            are compared with strings in ISO 8601, of which one without a time zone means UTC.
+    """
+
+    gte: Bound | None = None
+    gt: Bound | None = None
+    lte: Bound | None = None
+    lt: Bound | None = None
+
+    @property
+    def of_dates(self) -> bool:
+        """Whether it bounds dates."""
+        return any(isinstance(bound, datetime) for bound in self.bounds().values())
+
+    def bounds(self) -> dict[str, Bound]:
+        """Those that are set, by name."""
+        return {name: bound for name, bound in vars(self).items() if bound is not None}
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """Any of some values, of which there is at least one."""
+
+    values: tuple[Scalar, ...]
+
+
+Wanted: TypeAlias = "Scalar | Range | OneOf"
+Filter: TypeAlias = "Mapping[tuple[str, ...], Wanted]"
+"""Path of a payload field -> what it must be (or, where the field is a list, what one of its items must be). Several
+mean AND."""
+
+FieldKind: TypeAlias = Literal["keyword", "integer", "float", "bool", "datetime"]
+"""What the values of a payload field with an index are; the index leaves all others out."""
+
+Quantization: TypeAlias = Literal["scalar", "binary"]
 
 FORMAT = 1
 """Version of the payload layout. A store with a higher one was written by a newer m2rag and is not opened."""
@@ -29,6 +71,7 @@ class Manifest:
         format: version of the payload layout.
         model: what `M2Embedder` loads the model by, where that is known; the fingerprint decides whether it is the one.
         lexical: language of the words in its sparse vectors; None where it has none.
+        quantization: of its searched vectors, as `VectorSpec` has it.
     """
 
     fingerprint: str
@@ -38,6 +81,7 @@ class Manifest:
     format: int = FORMAT
     model: str | None = None
     lexical: str | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +101,7 @@ class VectorSpec:
     size: int
     multi: bool = False
     searched: bool = True
-    quantization: Literal["scalar", "binary"] | None = None
+    quantization: Quantization | None = None
 
 
 @dataclass(frozen=True)
@@ -68,11 +112,13 @@ class Schema:
         vectors: dense vectors.
         listed_fields: payload fields whose values can be listed without reading payloads.
         sparse: names of sparse vectors, compared by dot product with the query's numbers weighed by rarity (IDF).
+        filterable: payload fields, by path, that filters are fast on.
     """
 
     vectors: tuple[VectorSpec, ...]
     listed_fields: Mapping[str, Literal["keyword", "integer"]] = field(default_factory=dict)
     sparse: tuple[str, ...] = ()
+    filterable: Mapping[tuple[str, ...], FieldKind] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -186,6 +232,14 @@ class VectorStore(Protocol):
 
     def values(self, listed_field: str) -> dict[str | int, int]:
         """Every value of a listed payload field -> number of points that have it."""
+        ...
+
+    def filterable(self) -> dict[tuple[str, ...], str]:
+        """Payload fields, by path, that have an index for filters, and its kind; "any" where the store has no kinds."""
+        ...
+
+    def make_filterable(self, path: tuple[str, ...], kind: FieldKind) -> None:
+        """Give a payload field an index, in place of one of another kind; nothing happens where it has this one."""
         ...
 
     def delete(self, ids: Sequence[UUID]) -> None:

@@ -43,6 +43,7 @@ def manifest_from_json(stored: Any, *, index: str, kept_in: str) -> Manifest:
             format=version,
             model=None if stored.get("model") is None else str(stored["model"]),
             lexical=None if stored.get("lexical") is None else str(stored["lexical"]),
+            quantization=stored.get("quantization"),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{kept_in} is damaged ({error!r}): restore it or build the index anew") from error

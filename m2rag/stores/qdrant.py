@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from m2rag.errors import InvalidInputError, StoreError
-from m2rag.stores.base import Filter, Point, Scalar
+from m2rag.stores.base import Filter, OneOf, Point, Range, Wanted
 
 EXACT_UP_TO = 20_000
 """Collections up to this many points are searched exactly: below a few milliseconds, and no recall to think about."""
@@ -23,11 +24,21 @@ NO_GRAPH: dict[str, Any] = {"m": 0, "ef_construct": 100, "full_scan_threshold": 
 
 @dataclass(frozen=True)
 class Condition:
-    """A payload field and what it must be: `equals`, or, where that is None, the number `number`."""
+    """A payload field and what it must be, of these the one that is set.
+
+    Attributes:
+        key: path of the field, as the engine reads it.
+        equals: this value.
+        range: within these bounds.
+        strings: one of these.
+        any_of: one of these conditions holds.
+    """
 
     key: str
     equals: str | int | bool | None = None
-    number: float | None = None
+    range: Range | None = None
+    strings: tuple[str, ...] | None = None
+    any_of: tuple[Condition, ...] | None = None
 
 
 def conditions(filter: Filter | None) -> list[Condition]:
@@ -36,17 +47,37 @@ def conditions(filter: Filter | None) -> list[Condition]:
     Raises:
         InvalidInputError: a field name the engine cannot address.
     """
-    return [_condition(path, value) for path, value in (filter or {}).items()]
+    return [_condition(field_key(path), value) for path, value in (filter or {}).items()]
 
 
-def _condition(path: tuple[str, ...], value: Scalar) -> Condition:
+def field_key(path: tuple[str, ...]) -> str:
+    """Path of a payload field, as the engine reads it.
+
+    Raises:
+        InvalidInputError: a name the engine cannot address.
+    """
     for part in path:
         if '"' in part or "\\" in part:
             raise InvalidInputError(f"cannot filter by {part!r}: a field name with a quote or backslash")
-    key = ".".join([path[0], *(f'"{part}"' for part in path[1:])])  # quoted, a dot is part of the name
+    return ".".join([path[0], *(f'"{part}"' for part in path[1:])])  # quoted, a dot is part of the name
+
+
+def field_path(key: str) -> tuple[str, ...]:
+    """The path in a key, whose quotes the engine leaves out where it can."""
+    return tuple(quoted or plain for quoted, plain in re.findall(r'"([^"]*)"|([^."]+)', key))
+
+
+def _condition(key: str, value: Wanted) -> Condition:
+    if isinstance(value, Range):
+        return Condition(key, range=value)
+    if isinstance(value, OneOf):
+        strings = tuple(one for one in value.values if isinstance(one, str))
+        if len(strings) == len(value.values):
+            return Condition(key, strings=strings)
+        return Condition(key, any_of=tuple(_condition(key, one) for one in value.values))
     if isinstance(value, (bool, str)) or isinstance(value, int) and abs(value) >= 2**53:
         return Condition(key, equals=value)
-    return Condition(key, number=value)  # as a range: 7 and 7.0 are the same
+    return Condition(key, range=Range(gte=value, lte=value))  # 7 and 7.0 are the same
 
 
 def check_points(points: Sequence[Point], dimension: int, location: str) -> None:

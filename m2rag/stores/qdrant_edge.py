@@ -5,17 +5,27 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 from uuid import UUID
 
 import numpy as np
 import qdrant_edge as engine
 
 from m2rag.errors import IndexNotFoundError, StoreError
-from m2rag.stores.base import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
+from m2rag.stores.base import FieldKind, Filter, Manifest, Point, Schema, SparseVector, VectorSpec
 from m2rag.stores.folder import LOCK_FILE, MANIFEST_FILE, FolderLock, read_manifest, size_on_disk, write_manifest
-from m2rag.stores.qdrant import EXACT_UP_TO, NO_GRAPH, OVERSAMPLING, Condition, check_points, conditions
+from m2rag.stores.qdrant import (
+    EXACT_UP_TO,
+    NO_GRAPH,
+    OVERSAMPLING,
+    Condition,
+    check_points,
+    conditions,
+    field_key,
+    field_path,
+)
 
 SHARD = "shard"
 UNFINISHED_SHARD = "shard.unfinished"
@@ -24,7 +34,9 @@ _QUANTIZED: dict[str, Any] = {
     "scalar": lambda: engine.ScalarQuantizationConfig(engine.ScalarType.Int8, memory=engine.Memory.Pinned),
     "binary": lambda: engine.BinaryQuantizationConfig(memory=engine.Memory.Pinned),
 }
-_FIELD_TYPES = {"keyword": engine.PayloadSchemaType.Keyword, "integer": engine.PayloadSchemaType.Integer}
+_FIELD_TYPES: dict[str, Any] = {
+    kind: getattr(engine.PayloadSchemaType, kind.capitalize()) for kind in get_args(FieldKind)
+}
 
 
 class EdgeStore:
@@ -147,6 +159,25 @@ class EdgeStore:
         # The engine may still name values that only deleted points had.
         return {hit.value: hit.count for hit in facet.hits if hit.count}
 
+    def filterable(self) -> dict[tuple[str, ...], str]:
+        """Payload fields, by path, that have an index for filters, and its kind."""
+        with self._engine("describe") as shard:
+            schema = shard.info().payload_schema
+        kinds = {type: kind for kind, type in _FIELD_TYPES.items()}
+        paths = {field_path(key): kinds.get(field.data_type, "other") for key, field in schema.items()}
+        return {path: kind for path, kind in paths.items() if len(path) > 1}
+
+    def make_filterable(self, path: tuple[str, ...], kind: FieldKind) -> None:
+        """Give a payload field an index, in place of one of another kind; nothing happens where it has this one."""
+        there, key = self.filterable().get(path), field_key(path)
+        if there == kind:
+            return
+        with self._engine("index a field") as shard:
+            if there is not None:
+                shard.update(engine.UpdateOperation.delete_field_index(key))
+            shard.update(engine.UpdateOperation.create_field_index(key, _FIELD_TYPES[kind]))
+            shard.flush()
+
     def delete(self, ids: Sequence[UUID]) -> None:
         """Remove points; ids that are not stored are ignored."""
         with self._engine("delete") as shard:
@@ -196,6 +227,8 @@ class EdgeStore:
             )
 
     def _create(self, manifest: Manifest, schema: Schema) -> Manifest:
+        filterable = {field_key(path): kind for path, kind in schema.filterable.items()}
+        indexed: dict[str, str] = {**schema.listed_fields, **filterable}
         unfinished = self._folder / UNFINISHED_SHARD
         shutil.rmtree(unfinished, ignore_errors=True)
         config = engine.EdgeConfig(
@@ -207,8 +240,8 @@ class EdgeStore:
         )
         with _translated("create", self.location):
             shard = engine.EdgeShard.create(str(unfinished), config)
-            for name, kind in schema.listed_fields.items():
-                shard.update(engine.UpdateOperation.create_field_index(name, _FIELD_TYPES[kind]))
+            for key, kind in indexed.items():
+                shard.update(engine.UpdateOperation.create_field_index(key, _FIELD_TYPES[kind]))
             shard.close()
         write_manifest(self._folder, manifest)
         return manifest
@@ -269,8 +302,15 @@ def _search_params(exact: bool) -> Any:
 
 
 def _condition(condition: Condition) -> Any:
-    if condition.number is not None:
-        return engine.FieldCondition(condition.key, range=engine.RangeFloat(gte=condition.number, lte=condition.number))
+    if condition.any_of is not None:
+        return engine.Filter(should=[_condition(one) for one in condition.any_of])
+    if condition.strings is not None:
+        return engine.FieldCondition(condition.key, match=engine.MatchAny(list(condition.strings)))
+    if condition.range is not None:
+        bounds = condition.range.bounds()
+        dates = {name: bound.isoformat() for name, bound in bounds.items() if isinstance(bound, datetime)}
+        within = engine.RangeDateTime(**dates) if dates else engine.RangeFloat(**cast(Any, bounds))
+        return engine.FieldCondition(condition.key, range=within)
     value = condition.equals
     if isinstance(value, bool):
         # A Python bool would be taken for the integers 0 and 1, which match no stored bool.

@@ -7,7 +7,7 @@ import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from m2rag.errors import (
     PointTooLargeError,
     StoreError,
 )
-from m2rag.stores.base import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
+from m2rag.stores.base import FieldKind, Filter, Manifest, Point, Schema, SparseVector, VectorSpec
 from m2rag.stores.manifest import manifest_from_json, manifest_to_json
 from m2rag.stores.qdrant import (
     EXACT_UP_TO,
@@ -34,6 +34,8 @@ from m2rag.stores.qdrant import (
     Condition,
     check_points,
     conditions,
+    field_key,
+    field_path,
     in_requests,
 )
 from m2rag.stores.retry import Patience, Transient
@@ -69,7 +71,7 @@ _GRPC_STATUS = {
     grpc.StatusCode.ALREADY_EXISTS: 409,
 }
 """A client with `prefer_grpc` has these errors instead."""
-_FIELD_TYPES = {"keyword": models.PayloadSchemaType.KEYWORD, "integer": models.PayloadSchemaType.INTEGER}
+_FIELD_TYPES = {kind: models.PayloadSchemaType(kind) for kind in get_args(FieldKind)}
 _QUANTIZED: dict[str, Any] = {
     "scalar": models.ScalarQuantization(
         scalar=models.ScalarQuantizationConfig(type=models.ScalarType.INT8, memory=models.Memory.PINNED)
@@ -204,7 +206,7 @@ class QdrantServerStore:
         vectors = info.config.params.vectors or {}
         self._halved = {name for name, params in vectors.items() if params.datatype == models.Datatype.FLOAT16}
         self._matrices = {name for name, params in vectors.items() if params.multivector_config is not None}
-        self._index_fields(stored.get("listed_fields") or {}, info)
+        self._index_fields({**(stored.get("listed_fields") or {}), **(stored.get("filterable") or {})}, info)
         self._patience = patience
 
     def __repr__(self) -> str:
@@ -311,6 +313,22 @@ class QdrantServerStore:
         answer = self._ask("facet", key=listed_field, limit=n, exact=True)
         return {hit.value: hit.count for hit in answer.hits}
 
+    def filterable(self) -> dict[tuple[str, ...], str]:
+        """Payload fields, by path, that have an index for filters, and its kind."""
+        schema = self._ask("get_collection").payload_schema
+        paths = {field_path(key): field.data_type.value for key, field in schema.items()}
+        return {path: kind for path, kind in paths.items() if len(path) > 1}
+
+    def make_filterable(self, path: tuple[str, ...], kind: FieldKind) -> None:
+        """Give a payload field an index, in place of one of another kind; nothing happens where it has this one."""
+        self._verify()
+        there, key = self.filterable().get(path), field_key(path)
+        if there == kind:
+            return
+        if there is not None:
+            self._ask("delete_payload_index", field_name=key, wait=True)
+        self._ask("create_payload_index", field_name=key, field_schema=_FIELD_TYPES[kind], wait=True)
+
     def delete(self, ids: Sequence[UUID]) -> None:
         """Remove points; ids that are not stored are ignored."""
         if not ids:
@@ -404,8 +422,9 @@ class QdrantServerStore:
             )
 
     def _index_fields(self, fields: dict[str, str], info: Any) -> None:
+        there = {field_path(key) for key in info.payload_schema}
         for name, kind in fields.items():
-            if name not in info.payload_schema:
+            if field_path(name) not in there:
                 self._ask("create_payload_index", field_name=name, field_schema=_FIELD_TYPES[kind], wait=True)
 
     def _ask(self, method: str, **arguments: Any) -> Any:
@@ -499,12 +518,14 @@ def vector_params(spec: VectorSpec) -> models.VectorParams:
 
 def collection_config(manifest: Manifest, schema: Schema) -> dict[str, Any]:
     """What `create_collection` takes for a collection of this schema, its manifest in the metadata."""
+    filterable = {field_key(path): kind for path, kind in schema.filterable.items()}
+    fields = {"listed_fields": dict(schema.listed_fields), **({"filterable": filterable} if filterable else {})}
     return {
         "vectors_config": {spec.name: vector_params(spec) for spec in schema.vectors},
         "sparse_vectors_config": {
             name: models.SparseVectorParams(modifier=models.Modifier.IDF) for name in schema.sparse
         },
-        "metadata": {METADATA_KEY: {**manifest_to_json(manifest), "listed_fields": dict(schema.listed_fields)}},
+        "metadata": {METADATA_KEY: {**manifest_to_json(manifest), **fields}},
     }
 
 
@@ -538,10 +559,15 @@ def to_point(record: Any) -> Point:
     return Point(UUID(str(record.id)), arrays, record.payload or {}, getattr(record, "score", None) or 0.0)
 
 
-def _to_condition(condition: Condition) -> models.FieldCondition:
-    if condition.number is not None:
-        same = models.Range(gte=condition.number, lte=condition.number)
-        return models.FieldCondition(key=condition.key, range=same)
+def _to_condition(condition: Condition) -> models.FieldCondition | models.Filter:
+    if condition.any_of is not None:
+        return models.Filter(should=[_to_condition(one) for one in condition.any_of])
+    if condition.strings is not None:
+        return models.FieldCondition(key=condition.key, match=models.MatchAny(any=list(condition.strings)))
+    if condition.range is not None:
+        bounds: dict[str, Any] = dict(condition.range.bounds())
+        within = models.DatetimeRange(**bounds) if condition.range.of_dates else models.Range(**bounds)
+        return models.FieldCondition(key=condition.key, range=within)
     assert condition.equals is not None
     return models.FieldCondition(key=condition.key, match=models.MatchValue(value=condition.equals))
 

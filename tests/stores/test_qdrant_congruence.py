@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from qdrant_client import QdrantClient
 from support.qdrant_fixtures import new_collection
-from support.store_cases import DIMENSION, FILTERS, RNG, assert_same, metadata, unit
+from support.store_cases import DATES, DIMENSION, FILTERS, RANGES, RNG, assert_same, metadata, unit
 
 from m2rag.errors import IndexNotFoundError, InvalidInputError, StoreError
 from m2rag.stores import Manifest, Point, Schema, SparseVector, VectorSpec, VectorStore, open_store
@@ -182,7 +182,7 @@ def test_similarities(filled: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "n"),
-    FILTERS,
+    [*FILTERS, *RANGES, *DATES],
 )
 def test_filters(filled: Pair, field: str, value: Any, n: int) -> None:
     where = {("metadata", field): value}
@@ -197,6 +197,40 @@ def test_filters_with_unusual_names_and_several(filled: Pair) -> None:
     assert [point.id for point in ask({("metadata", "a.b", "c d"): 5})] == [POINTS[5].id]
     assert len(ask({("metadata", "flag"): True, ("metadata", "number"): 2})) == 10
     assert ask({("metadata", 'a"b'): 5})[0] is InvalidInputError
+
+
+FIELDS: dict[str, Any] = {"number": "integer", "float": "float", "flag": "bool", "kind": "keyword", "date": "datetime"}
+
+
+def test_fields_that_filters_are_fast_on(own: Pair) -> None:
+    """With an index a field is filtered as without; it is made once, and kept."""
+    for store in own:
+        store.upsert(POINTS)
+    for _ in range(2):
+        for name, kind in FIELDS.items():
+            on_both(own, lambda store, p=("metadata", name), k=kind: store.make_filterable(p, k))
+        found = on_both(own, lambda store: store.filterable())
+        assert found == {("metadata", name): kind for name, kind in FIELDS.items()}
+        for store in own:
+            store.optimize()
+        for field, value, n in [*FILTERS, *RANGES, *DATES]:
+            where = {("metadata", field): value}
+            hits = on_both(own, lambda store, w=where: store.query("doc", POINTS[0].vectors["doc"], limit=99, filter=w))
+            assert len(hits) == n, (field, value)
+        places = [store.location for store in own]
+        for store in own:
+            store.close()
+        own = (open_store(places[0]), open_store(places[1]))
+    for store in own:
+        store.close()
+
+
+def test_a_field_gets_an_index_of_another_kind(own: Pair) -> None:
+    path = ("metadata", "a.b")
+    for kind in ("keyword", "float"):
+        on_both(own, lambda store, k=kind: store.make_filterable(path, k))
+        assert on_both(own, lambda store: store.filterable()) == {path: kind}
+    assert on_both(own, lambda store: store.make_filterable(("metadata", 'a"b'), "bool"))[0] is InvalidInputError
 
 
 def test_upsert_replaces_whole_points(filled: Pair) -> None:

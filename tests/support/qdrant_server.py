@@ -169,7 +169,9 @@ class QdrantTestServer:
             raise Refusal(404, f"Not found: Collection `{name}` doesn't exist!")
         action = _ROUTES.get((method, rest))
         if action is None and (method, rest.rpartition("/")[0]) == ("DELETE", "/index"):
-            collection.fields.pop(unquote(rest.rpartition("/")[2]), None)
+            name = unquote(rest.rpartition("/")[2])
+            _write(collection, engine.UpdateOperation.delete_field_index(name))
+            collection.fields.pop(_plain_key(name), None)
             return _done(query)
         if action is None:
             raise Refusal(501, f"the test double has no {method} {rest}")
@@ -376,8 +378,13 @@ def _index_field(collection: Collection, body: Json, query: dict[str, list[str]]
         collection,
         engine.UpdateOperation.create_field_index(body["field_name"], getattr(engine.PayloadSchemaType, _named(kind))),
     )
-    collection.fields[body["field_name"]] = kind
+    collection.fields[_plain_key(body["field_name"])] = kind
     return _done(query)
+
+
+def _plain_key(key: str) -> str:
+    """A path as the server shows it: without the quotes it can do without."""
+    return re.sub(r'"([A-Za-z0-9_-]+)"', r"\1", key)
 
 
 # Points

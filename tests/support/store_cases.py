@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import numpy as np
 import pytest
 
-from m2rag.stores import Point
+from m2rag.stores import OneOf, Point, Range
 
 DIMENSION = 16
 RNG = np.random.default_rng(0)
+
+
+def day(i: int) -> datetime:
+    """Day `i` of a year, in UTC."""
+    return datetime(2020, 1, 1, tzinfo=timezone.utc) + timedelta(days=i)
+
 
 FILTERS = [
     ("number", 3, 10),
@@ -29,8 +36,36 @@ FILTERS = [
     ("large", 2**60 + 7, 1),
     ("nothing", "None", 0),
     ("absent", 1, 0),
+    ("kind", OneOf((".k1", ".k2")), 26),
+    ("kind", OneOf((".k9",)), 0),
+    ("tags", OneOf(("t4", "t0")), 16),
+    ("number", OneOf((1, 3.0)), 20),
+    ("number", OneOf((1, "3", True)), 10),
+    ("flag", OneOf((True, False)), 40),
+    ("float", OneOf((2.5, 3)), 2),
 ]
-"""A field of `metadata`, a value, and how many of 40 points have it."""
+"""A field of `metadata`, what it must be, and of how many of 40 points it is."""
+
+RANGES = [
+    ("number", Range(gte=2), 20),
+    ("number", Range(gt=2), 10),
+    ("number", Range(lt=0), 0),
+    ("float", Range(gte=2.5, lt=4), 3),
+    ("float", Range(gt=2.5, lte=4), 3),
+    ("kind", Range(gte=0), 0),
+    ("nothing", Range(gte=0), 0),
+    ("absent", Range(gte=0), 0),
+]
+"""The same for numbers within bounds."""
+
+DATES = [
+    ("date", Range(gte=day(5), lt=day(8)), 3),
+    ("date", Range(gt=day(5), lte=day(8)), 3),
+    ("date", Range(gte=day(5) + timedelta(hours=1), lt=day(6) + timedelta(seconds=1)), 1),
+    ("kind", Range(gte=day(1)), 0),
+    ("number", Range(gte=day(1)), 0),
+]
+"""And for dates."""
 
 
 def unit(*shape: int) -> np.ndarray:
@@ -50,6 +85,7 @@ def metadata(i: int) -> dict[str, Any]:
         "a.b": {"c d": i},
         "large": 2**60 + i,
         "nothing": None,
+        "date": day(i).strftime("%Y-%m-%d" if i % 2 else "%Y-%m-%dT%H:%M:%S+00:00"),
     }
 
 
