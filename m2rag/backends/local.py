@@ -222,14 +222,15 @@ def _compute_dtype(dtype: str, device: torch.device) -> torch.dtype:
         if device.type == "cuda":
             fast = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
-            fast = device.type == "cpu" and _cpu_multiplies_bfloat16()
+            fast = device.type == "cpu" and cpu_multiplies_bfloat16()
         return torch.bfloat16 if fast else torch.float32
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, must be one of {', '.join(map(repr, [*DTYPES, 'auto']))}")
     return DTYPES[dtype]
 
 
-def _cpu_multiplies_bfloat16() -> bool:
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether bfloat16 is faster than float32 here."""
     # Young in torch: older versions answer "no", which costs speed and nothing else.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
