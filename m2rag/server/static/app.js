@@ -116,12 +116,12 @@ function showBlank() {
     return;
   }
   const choose = (label, id, className) => el("button", { type: "button", className, onclick: () => $(id).click() }, label);
-  const shown = info.suffixes.slice(0, 12).join(" ");
+  const kinds = ["PDF", "DOCX", "EPUB", "HTML", "MD", "RST", "TXT", "JSONL", "CSV"].filter((name) => info.suffixes.includes(`.${name.toLowerCase()}`));
   inner.replaceChildren(
     el("h2", {}, "Drop files or a folder here"),
     el("p", {}, "Each document is read and embedded whole. Then ask for it in your own words."),
     el("div", { className: "blank-actions" }, choose("Choose files", "files", "primary"), choose("Choose a folder", "folder", "quiet")),
-    el("p", { className: "note" }, `Reads ${shown}${info.suffixes.length > 12 ? " and source code" : ""}, also as ${info.packings.join(" and ")}.`),
+    el("p", { className: "note" }, `Reads ${kinds.join(", ")} and source code, also compressed (${info.packings.join(", ")}).`),
     el("p", { className: "note" }, info.temporary ? "The documents are forgotten when the server stops." : `They go into ${info.location}.`));
 }
 
@@ -347,14 +347,16 @@ for (const [button, input] of [["add-files", "files"], ["add-folder", "folder"]]
 }
 
 const holdsFiles = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
-let depth = 0; // of elements the drag is inside of
-window.addEventListener("dragenter", (event) => { if (holdsFiles(event)) { depth++; $("drop").hidden = false; } });
-window.addEventListener("dragleave", (event) => { if (holdsFiles(event) && --depth <= 0) { depth = 0; $("drop").hidden = true; } });
-window.addEventListener("dragover", (event) => { if (holdsFiles(event)) event.preventDefault(); });
+window.addEventListener("dragover", (event) => {
+  if (!holdsFiles(event)) return;
+  event.preventDefault();
+  $("drop").hidden = false;
+});
+// Not when it goes from one part of the page to another.
+window.addEventListener("dragleave", (event) => { if (!event.relatedTarget) $("drop").hidden = true; });
 window.addEventListener("drop", async (event) => {
   if (!holdsFiles(event)) return;
   event.preventDefault();
-  depth = 0;
   $("drop").hidden = true;
   try {
     const files = await dropped(event.dataTransfer);
@@ -437,7 +439,7 @@ async function start() {
   try {
     await loadInfo();
     await apply();
-    uploads.follow();
+    uploads.follow({ mine: false });
     if (!state.doc) $("query").focus();
   } catch (error) {
     failed(error);

@@ -34,7 +34,7 @@ export const number = (value) => whole.format(Math.round(value));
 export const plural = (n, what) => `${number(n)} ${what}${n === 1 ? "" : "s"}`;
 
 /** A rate, with a decimal where that says something. */
-export const rate = (value) => (value < 20 ? one : whole).format(value);
+export const rate = (value) => (value < 20 ? one.format(value) : number(value));
 
 export function duration(seconds) {
   if (seconds < 1.5) return "a second";

@@ -150,8 +150,9 @@ function divided(start, end, lines, text, code) {
 
 /** The lines of a heading that only draw a line, null if it is none. */
 function headingOf(lines) {
+  if (lines.at(-1)[1] - lines[0][0] > 500) return null;
   if (lines.length === 1 && /^#{1,6} /.test(lines[0][2])) return [];
-  if (lines.length === 2 && RULE.test(lines[1][2]) && !RULE.test(lines[0][2]) && lines[0][2].length < 150) return [lines[1]];
+  if (lines.length === 2 && RULE.test(lines[1][2]) && !RULE.test(lines[0][2])) return [lines[1]];
   if (lines.length === 3 && RULE.test(lines[0][2]) && RULE.test(lines[2][2]) && !RULE.test(lines[1][2])) return [lines[0], lines[2]];
   return null;
 }

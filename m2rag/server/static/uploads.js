@@ -105,17 +105,19 @@ export class Uploads {
     }
   }
 
-  /** Show progress until all is indexed. */
-  async follow() {
+  /** Show progress until all is indexed; with `mine` false only if there is something to follow. */
+  async follow({ mine = true } = {}) {
     if (this.following) return;
     this.following = true;
     let done = -1;
     try {
       for (;;) {
+        const sent = !this.busy; // before: an answer may be older than what is sent meanwhile
         const progress = await request("GET", "/api/indexing");
+        if (!mine && !progress.active && !this.total) return;
         this.show(progress);
         if (progress.done !== done) { if (done >= 0 || progress.done) this.onIndexed(); done = progress.done; }
-        if (!this.busy && !progress.active) break;
+        if (sent && !this.busy && !progress.active) break;
         await pause(POLL_MS / 1000);
       }
     } catch (error) {
