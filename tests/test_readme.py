@@ -54,3 +54,15 @@ def test_vector_example():
     assert scope["result"].vectors.shape == scope["vectors"].vectors.shape == (2, 384)
     assert not scope["result"].truncated.any()
     assert len(scope["passages"]) >= 1
+
+
+def test_the_search_example(tmp_path, monkeypatch, capsys):
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "delivery.txt").write_text("The carrier answers for late delivery of the goods. " * 30)
+    (tmp_path / "papers" / "law.txt").write_text("§ 437 BGB names the rights of the buyer. " * 30)
+    monkeypatch.chdir(tmp_path)
+    [code] = snippets("The index")
+    scope: dict = {}
+    exec(compile(code, str(README), "exec"), scope)
+    assert capsys.readouterr().out == "('hybrid', 'dense', 'lexical')\n"
+    assert [hit.id for hit in scope["hits"]][0] == "delivery.txt"
