@@ -16,7 +16,7 @@ from typing import Any
 from m2rag.errors import InvalidInputError, M2RagError
 from m2rag.index.documents import AddProgress, AddReport, Outcome
 from m2rag.index.embedding import Embedder
-from m2rag.index.ingest import Ingest, Monitor, Pending, checked, grouped
+from m2rag.index.ingest import Ingest, Monitor, Pending, check_embedder, checked, grouped
 from m2rag.index.sources import Item, read
 from m2rag.stores import VectorStore, open_store
 
@@ -160,6 +160,7 @@ class Writer:
         try:
             self._embedder = task.embedder()
             self._store: VectorStore = open_store(task.place, api_key=task.api_key)
+            check_embedder(self._store, self._embedder)  # also where nothing has changed
         except M2RagError as error:
             self._broken = error
         except ValueError as error:
