@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping
+from collections.abc import AsyncGenerator, Generator
 from contextlib import aclosing, closing
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -14,7 +14,7 @@ from m2rag.answers.results import Answer, Completion, Found, Sources
 from m2rag.errors import ContextTooLongError, InvalidInputError
 from m2rag.index import AsyncLongDocumentIndex, Document, Hit
 from m2rag.index.asynchronous import in_thread
-from m2rag.stores import Scalar
+from m2rag.index.filters import MetadataFilter
 
 NOTHING_FOUND = "Nothing was found for this question; no model was asked."
 
@@ -31,7 +31,7 @@ class Index(Protocol):
     """What answers need of an index. `LongDocumentIndex` is one."""
 
     def search(
-        self, query: str, k: int = ..., *, filter: Mapping[str, Scalar] | None = ..., n_passages: int = ...
+        self, query: str, k: int = ..., *, filter: MetadataFilter | None = ..., n_passages: int = ...
     ) -> list[Hit]:
         """The `k` documents that fit a query best, best first."""
         ...
@@ -54,7 +54,7 @@ def retrieve(
     question: str,
     *,
     k: int = K,
-    filter: Mapping[str, Scalar] | None = None,
+    filter: MetadataFilter | None = None,
     min_score: float | None = None,
 ) -> Retrieved:
     """What an answer is to be made of: the first half of `ask`, for callers that close the index meanwhile.
@@ -71,7 +71,7 @@ async def aretrieve(
     question: str,
     *,
     k: int = K,
-    filter: Mapping[str, Scalar] | None = None,
+    filter: MetadataFilter | None = None,
     min_score: float | None = None,
 ) -> Retrieved:
     """As `retrieve`; the event loop stays free."""
@@ -88,7 +88,7 @@ def ask(
     chat: ChatEndpoint,
     *,
     k: int = K,
-    filter: Mapping[str, Scalar] | None = None,
+    filter: MetadataFilter | None = None,
     min_score: float | None = None,
     whole: bool | None = None,
 ) -> Answer:
@@ -122,7 +122,7 @@ async def aask(
     chat: ChatEndpoint,
     *,
     k: int = K,
-    filter: Mapping[str, Scalar] | None = None,
+    filter: MetadataFilter | None = None,
     min_score: float | None = None,
     whole: bool | None = None,
 ) -> Answer:
@@ -138,7 +138,7 @@ def stream(
     chat: ChatEndpoint,
     *,
     k: int = K,
-    filter: Mapping[str, Scalar] | None = None,
+    filter: MetadataFilter | None = None,
     min_score: float | None = None,
     whole: bool | None = None,
 ) -> Generator[Sources | str | Answer, None, None]:
@@ -156,7 +156,7 @@ async def astream(
     chat: ChatEndpoint,
     *,
     k: int = K,
-    filter: Mapping[str, Scalar] | None = None,
+    filter: MetadataFilter | None = None,
     min_score: float | None = None,
     whole: bool | None = None,
 ) -> AsyncGenerator[Sources | str | Answer, None]:

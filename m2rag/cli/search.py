@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from enum import Enum
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,8 +48,9 @@ FILTER = Annotated[
         "--filter",
         "-f",
         metavar="FIELD=VALUE",
-        help="Only documents whose metadata has this value; may be repeated. Numbers, true and false are read as "
-        "such, unless quoted: year='\"2020\"'.",
+        help='Only documents whose metadata has this value: suffix=.pdf; or one of several: \'suffix=[".pdf", '
+        "\".md\"]'; or lies in a range: 'year>=2015', 'year<2020', 'date<2020-01-31'. May be repeated: all must hold. "
+        "Numbers, true and false are read as such, unless quoted: year='\"2020\"'.",
         show_default=False,
     ),
 ]
@@ -144,15 +146,36 @@ def show_hit(rank: int, hit: Hit, query: str, *, mark: str = "", width: int = _W
 
 def filter_conditions(given: list[str] | None) -> dict[str, Any] | None:
     """What `--filter` says, as `search` of an index takes it."""
-    return dict(map(_condition, given)) if given else None
+    found: dict[str, Any] = {}
+    for item in given or []:
+        field, wanted = _condition(item)
+        there = found.get(field)
+        if isinstance(there, dict) and isinstance(wanted, dict) and "in" not in {**there, **wanted}:
+            wanted = {**there, **wanted}
+        elif field in found:
+            raise typer.BadParameter(
+                f"{item!r}: there is a filter by {field} already; several values are one list, {field}='[1, 2]'",
+                param_hint="--filter",
+            )
+        found[field] = wanted
+    return found or None
+
+
+_OPERATORS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
 
 
 def _condition(item: str) -> tuple[str, Any]:
-    field, equals, value = item.partition("=")
-    if not equals or not field:
-        raise typer.BadParameter(f"{item!r} is not of the form field=value", param_hint="--filter")
+    field, operator, value = (part.strip() for part in [*re.split("(>=|<=|>|<|=)", item, maxsplit=1), "", ""][:3])
+    if not operator or not field:
+        raise typer.BadParameter(
+            f"{item!r} is not of the form field=value, field>=value or field<value", param_hint="--filter"
+        )
     try:
         parsed = json.loads(value)
     except ValueError:
-        return field, value
+        parsed = value
+    if operator != "=":
+        return field, {_OPERATORS[operator]: parsed}
+    if isinstance(parsed, list):
+        return field, {"in": parsed}
     return field, parsed if isinstance(parsed, (str, int, float, bool)) else value

@@ -19,6 +19,7 @@ METADATA = "metadata"
 """Payload field that holds the metadata of a document."""
 
 BOUNDS = ("gte", "gt", "lte", "lt")
+MAX = 2**63  # what stores take for an integer
 MAX_VALUES = 1000
 """Values of one `in`, at most."""
 
@@ -97,6 +98,6 @@ def _bound(name: str, value: Any) -> Bound:
 
 
 def _finite(name: str, value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
+    if isinstance(value, float) and not math.isfinite(value) or isinstance(value, int) and not -MAX <= value < MAX:
         raise InvalidInputError(f"filter {name!r}: {value!r} is no number to compare with")
     return value

@@ -6,13 +6,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
 from m2rag.errors import DocumentError, M2RagError
 from m2rag.index import AddProgress, Document, Failure, Hit, LongDocumentIndex, Outcome, Stored, parse_documents
+from m2rag.index.filters import MetadataFilter
 from m2rag.index.index import BATCH_TOKENS
 from m2rag.index.modes import Mode
 from m2rag.index.readers import PACKED, READERS, ROW_READERS, kind_of, supported_suffixes
@@ -278,7 +279,7 @@ class Library:
         *,
         mode: Mode | None = None,
         rescore: float | None = None,
-        filter: Mapping[str, Scalar] | None = None,
+        filter: MetadataFilter | None = None,
         n_passages: int = 3,
     ) -> list[tuple[Hit, int]]:
         """Hits, best first, each with the number of characters of its text; see `LongDocumentIndex.search`."""

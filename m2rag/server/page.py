@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, Stri
 from starlette.requests import ClientDisconnect
 
 from m2rag.errors import InvalidInputError, M2RagError, RemoteError, StoreError
+from m2rag.index.filters import MAX_VALUES
 from m2rag.index.modes import Mode
 from m2rag.server.errors import ApiError
 from m2rag.server.library import MAX_ID_CHARACTERS, Library, check_name
@@ -159,20 +160,25 @@ class ProgressInfo(_Model):
 
 _Integer = Annotated[StrictInt, Field(ge=-(2**63), lt=2**63)]
 _Number = Annotated[StrictFloat, Field(allow_inf_nan=False)]
+_Scalar = StrictStr | StrictBool | _Integer | _Number
+_Range = Annotated[dict[Literal["gte", "gt", "lte", "lt"], StrictStr | _Integer | _Number], Field(min_length=1)]
+_OneOf = Annotated[
+    dict[Literal["in"], Annotated[list[_Scalar], Field(min_length=1, max_length=MAX_VALUES)]], Field(min_length=1)
+]
 
 
 class SearchRequest(_Model):
     """What is looked for.
 
     `mode`: null for the best the index has. `rescore`: weight of a document's best passage in its score; null for the
-    mode's own. `filter`: metadata fields and the values they must have, all of them. `n_passages`: at most how many per
-    hit.
+    mode's own. `filter`: metadata fields and the values they must have, a range (`{"gte": 1, "lt": 2}`) or a list
+    (`{"in": ["a", "b"]}`), all of them. `n_passages`: at most how many per hit.
     """
 
     query: Annotated[StrictStr, Field(min_length=1, max_length=MAX_QUERY_CHARACTERS)]
     k: Annotated[StrictInt, Field(ge=1, le=MAX_HITS)] = 10
     mode: Mode | None = None
-    filter: Annotated[dict[str, StrictStr | StrictBool | _Integer | _Number], Field(max_length=32)] | None = None
+    filter: Annotated[dict[str, _Scalar | _Range | _OneOf], Field(max_length=32)] | None = None
     rescore: Annotated[float, Field(strict=True, ge=0, le=1, allow_inf_nan=False)] | None = None
     n_passages: Annotated[StrictInt, Field(ge=0, le=MAX_PASSAGES)] = 3
 

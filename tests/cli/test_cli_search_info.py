@@ -78,6 +78,33 @@ def test_filter(run, data, built: Path) -> None:
     assert none.exit_code == 0 and "Nothing found among 3 documents with this filter" in none.stdout
 
 
+def test_filters_by_range_and_list(run, data, built: Path) -> None:
+    def found(*filters: str) -> list[str]:
+        given = [part for one in filters for part in ("-f", one)]
+        return sorted(hit["id"] for hit in data(run("search", "cats", "-i", built, "--json", *given))["hits"])
+
+    every = found()
+    sizes = {id: data(run("search", "cats", "-i", built, "--json", "-f", f"path={id}"))["hits"][0] for id in every}
+    middle = sorted(hit["metadata"]["size"] for hit in sizes.values())[1]
+    [id] = [id for id, hit in sizes.items() if hit["metadata"]["size"] == middle]
+    assert found(f"size>={middle}", f"size<{middle + 1}") == [id]
+    assert len(found(f"size>{middle}")) == len(found(f"size < {middle}")) == 1 and len(found(f"size<={middle}")) == 2
+    assert found('suffix=[".md", ".txt"]') == every and found('suffix=[".md"]') == ["rivers.md"]
+    assert found("mtime>1000000000") == every and found("mtime>2000-01-01") == [], "a number is no date"
+
+
+def test_filters_that_are_none(run, built: Path) -> None:
+    for filters, said in (
+        (["size"], "not of the form"),
+        (["suffix=.md", "suffix=.txt"], "several values are one list"),
+        (["size>1", "size=2"], "there is a filter by size already"),
+    ):
+        refused = run("search", "cats", "-i", built, *(part for one in filters for part in ("-f", one)))
+        assert refused.exit_code == 2 and said in " ".join(refused.stderr.split()).replace("│ ", "")
+    refused = run("search", "cats", "-i", built, "-f", "size>many")
+    assert refused.exit_code == 1 and "neither a number nor a date" in refused.stderr
+
+
 def test_search_errors(run, built: Path, other_model: Path, tmp_path: Path) -> None:
     missing = run("search", "cats", "-i", tmp_path / "nowhere", "-m", "nowhere")
     assert missing.exit_code == 1 and "there is no index" in missing.stderr and "m2rag index" in missing.stderr

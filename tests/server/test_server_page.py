@@ -278,6 +278,8 @@ def test_filters_and_numbers_of_a_search(site: Site) -> None:
     assert site.search(query="soup", filter={"path": "x"}).json()["hits"] == []
     assert len(site.search(query="soup", filter={}).json()["hits"]) == 2
     assert len(site.search(query="soup", filter={"size": len(WALK.encode())}, mode="dense").json()["hits"]) == 1
+    beyond = {"size": {"gte": len(WALK.encode()), "lt": 10**6}, "path": {"in": ["x", "walks/forest.md"]}}
+    assert [hit["id"] for hit in site.search(query="soup", filter=beyond).json()["hits"]] == ["walks/forest.md"]
     assert len(site.search(query="soup", k=1).json()["hits"]) == 1
     assert site.search(query="soup", n_passages=0).json()["hits"][0]["passages"] == []
     assert site.search(query="soup", mode="dense", rescore=0.5).status_code == 200
@@ -330,7 +332,10 @@ def test_odd_questions(site: Site, query: str) -> None:
         {"": 1}, {"a.b": 1}, {"a[": 1}, {"a[]": 1}, {"[0]": 1}, {'a"b': 1}, {"a\\b": 1}, {"a\0": 1}, {"a": "\0"},
         {"x" * 5000: 1}, {"a": 10**400}, {"a": 2**63}, {"a": "x" * 5000}, {"a": 2**63 - 1}, {"a": -(2**63)},
         {"a": 1e308}, {"a": 5e-324},
-        {"🍲": "🍲"}, {"a": True}, {" ": " "}, {"a": -0.0},
+        {"🍲": "🍲"}, {"a": True}, {" ": " "}, {"a": -0.0}, {"a": {}}, {"a": {"in": []}}, {"a": {"in": "b"}},
+        {"a": {"gte": True}}, {"a": {"gte": 1, "in": [1]}}, {"a": {"between": 1}}, {"a": {"gte": "soon"}},
+        {"a": {"gte": 1, "lt": "2020-01-01"}}, {"a": {"in": [1, "b", True]}}, {"a": {"gte": 2**63}}, {"a": {"lt": ""}},
+        {"a": {"in": [{"in": [1]}]}}, {"a": {"gte": None}}, {"a": [1]},
     ],
 )  # fmt: skip
 def test_odd_filters(site: Site, filter: dict[str, Any]) -> None:

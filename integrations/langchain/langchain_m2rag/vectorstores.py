@@ -21,7 +21,8 @@ from m2rag.errors import M2RagError
 from m2rag.index import AddProgress, Failure, LongDocumentIndex
 from m2rag.index import Document as LongDocument
 from m2rag.index.documents import point_id
-from m2rag.index.index import BATCH_TOKENS, index_schema, metadata_filter, new_manifest
+from m2rag.index.filters import metadata_filter
+from m2rag.index.index import BATCH_TOKENS, index_schema, new_manifest
 from m2rag.index.ingest import DOC, check_embedder, mismatch
 from m2rag.stores import Point, open_store
 from m2rag.stores import VectorStore as Store
@@ -181,7 +182,7 @@ class M2QdrantVectorStore(VectorStore):
         Args:
             query: what is looked for.
             k: how many.
-            filter: metadata fields and the values they must have, all of them; a list matches by any of its items.
+            filter: what the metadata must be, as `LongDocumentIndex.search` takes it.
         """
         return [document for document, _ in self.similarity_search_with_score(query, k, filter=filter, **unknown)]
 

@@ -94,7 +94,18 @@ def test_best_passages(index: LongDocumentIndex) -> None:
         ({"n": 2}, ["trains.txt"]),
         ({"tags": "t0", "subject": "bread"}, ["bread.txt"]),
         ({"subject": "nothing"}, []),
+        ({"n": {"gte": 2, "lt": 3}}, ["trains.txt"]),
         (MetadataFilters(filters=[MetadataFilter(key="n", value=3)]), ["courts.txt"]),
+        (
+            MetadataFilters(
+                filters=[
+                    MetadataFilter(key="n", value=1, operator=FilterOperator.GT),
+                    MetadataFilter(key="n", value=2.5, operator=FilterOperator.LTE),
+                    MetadataFilter(key="subject", value=["trains", "ships"], operator=FilterOperator.IN),
+                ]
+            ),
+            ["trains.txt"],
+        ),
         (
             MetadataFilters(
                 filters=[
@@ -114,7 +125,8 @@ def test_filters(index: LongDocumentIndex, filters: Any, expected: list[str]) ->
 @pytest.mark.parametrize(
     "filters",
     [
-        MetadataFilters(filters=[MetadataFilter(key="n", value=3, operator=FilterOperator.GT)]),
+        MetadataFilters(filters=[MetadataFilter(key="n", value=3, operator=FilterOperator.NE)]),
+        MetadataFilters(filters=[MetadataFilter(key="n", value=v, operator=FilterOperator.IN) for v in ([1], [2])]),
         MetadataFilters(filters=[MetadataFilters(filters=[MetadataFilter(key="n", value=3)])]),
         MetadataFilters(filters=[MetadataFilter(key="n", value=n) for n in (1, 2)]),
         MetadataFilters(filters=[MetadataFilter(key=k, value=1) for k in "ab"], condition=FilterCondition.OR),

@@ -10,8 +10,8 @@ from pymongo.asynchronous.collection import AsyncCollection
 
 from m2rag.index import AsyncLongDocumentIndex, Embedder, Hit
 from m2rag.index.asynchronous import in_thread
+from m2rag.index.filters import MetadataFilter
 from m2rag.index.modes import Mode
-from m2rag.stores import Scalar
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.collection import DocumentCollection
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress
@@ -60,7 +60,7 @@ class AsyncDocumentCollection(AsyncLongDocumentIndex[DocumentCollection]):
         mode: Mode | None = None,
         weights: tuple[float, float] | None = None,
         rescore: float | None = None,
-        filter: Mapping[str, Scalar] | None = None,
+        filter: MetadataFilter | None = None,
         passages: bool = True,
         n_passages: int = 3,
         where: Mapping[str, Any] | None = None,

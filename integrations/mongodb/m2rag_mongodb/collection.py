@@ -10,11 +10,11 @@ import numpy as np
 from pymongo.collection import Collection
 
 from m2rag.index import Embedder, Hit, LongDocumentIndex
+from m2rag.index.filters import MetadataFilter, metadata_filter
 from m2rag.index.hits import HIT_FIELDS
-from m2rag.index.index import metadata_filter
 from m2rag.index.ingest import DOC
 from m2rag.index.modes import Mode
-from m2rag.stores import Filter, Point, Scalar
+from m2rag.stores import Filter, Point
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress
 from m2rag_mongodb.options import CollectionOptions, new_collection
@@ -110,7 +110,7 @@ class DocumentCollection(LongDocumentIndex):
         mode: Mode | None = None,
         weights: tuple[float, float] | None = None,
         rescore: float | None = None,
-        filter: Mapping[str, Scalar] | None = None,
+        filter: MetadataFilter | None = None,
         passages: bool = True,
         n_passages: int = 3,
         where: Mapping[str, Any] | None = None,

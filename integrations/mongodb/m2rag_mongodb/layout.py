@@ -17,7 +17,8 @@ from bson.errors import BSONError
 from bson.raw_bson import RawBSONDocument
 
 from m2rag.errors import InvalidInputError, PointTooLargeError, StoreError
-from m2rag.stores import Filter, Point, Scalar, VectorSpec
+from m2rag.stores import Filter, OneOf, Point, Range, Scalar, VectorSpec
+from m2rag.stores.base import Wanted
 from m2rag_mongodb.errors import UnstorableError
 from m2rag_mongodb.vectors import VectorKind, from_bindata, to_bindata
 
@@ -210,18 +211,53 @@ def filter_token(path: tuple[str, ...], value: Scalar) -> str:
     return "sha256=" + hashlib.sha256(whole.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def to_filter(filter: Filter | None, fields: Sequence[str]) -> dict[str, Any]:
+def to_filter(filter: Filter | None, fields: Sequence[str], indexed: Sequence[str] = ()) -> dict[str, Any]:
     """A filter as the server takes it.
 
+    Args:
+        filter: what is asked for.
+        fields: payload fields that are kept for filters.
+        indexed: fields that the search index knows by their own values, which ranges need.
+
     Raises:
-        InvalidInputError: it asks for a field that is not kept for filters.
+        InvalidInputError: it asks for a field that is not kept for filters, or for a range that cannot be asked for.
     """
-    for path in filter or {}:
-        if path[0] not in fields:
-            raise InvalidInputError(f"cannot filter by {'.'.join(path)!r}: only by {', '.join(fields)}")
-    wanted = [filter_token(path, value) for path, value in (filter or {}).items()]
-    every = [{FILTERS: {"$eq": token}} for token in wanted]
+    every = [_condition(path, wanted, fields, indexed) for path, wanted in (filter or {}).items()]
     return {"$and": every} if len(every) > 1 else every[0] if every else {}
+
+
+def field_name(path: tuple[str, ...]) -> str:
+    """A payload field as an index names it.
+
+    Raises:
+        InvalidInputError: MongoDB cannot address it.
+    """
+    for part in path:
+        if not part or "." in part or "$" in part:
+            raise InvalidInputError(
+                f"MongoDB cannot index the field {part!r}: a name with a dot, or $ in front, or none"
+            )
+    return ".".join(path)
+
+
+def _condition(path: tuple[str, ...], wanted: Wanted, fields: Sequence[str], indexed: Sequence[str]) -> dict[str, Any]:
+    if path[0] not in fields:
+        raise InvalidInputError(f"cannot filter by {'.'.join(path)!r}: only by {', '.join(fields)}")
+    if isinstance(wanted, OneOf):
+        return {FILTERS: {"$in": [filter_token(path, value) for value in wanted.values]}}
+    if not isinstance(wanted, Range):
+        return {FILTERS: {"$eq": filter_token(path, wanted)}}
+    if wanted.of_dates:
+        raise InvalidInputError(
+            f"MongoDB cannot compare dates that are strings, as in {path[-1]!r}: keep them as numbers, like 20200131"
+        )
+    name = field_name(path)
+    if name not in indexed:
+        raise InvalidInputError(
+            f"MongoDB finds no ranges of {path[-1]!r} before its search index knows this field: call "
+            f"make_filterable({path[-1]!r}, ...), or name it in filterable when the index is made"
+        )
+    return {name: {f"${bound}": value for bound, value in wanted.bounds().items()}}
 
 
 def _tokens(path: tuple[str, ...], value: Any) -> Iterator[str]:

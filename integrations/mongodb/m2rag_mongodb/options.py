@@ -25,8 +25,8 @@ class CollectionOptions:
             the last two the documents have a copy in 16 bits too, which puts what the index finds in order.
         quantization: "scalar" or "binary": float32 vectors, of which the server keeps 8 or 1 bits in memory and scores
             with the vectors.
-        filter_fields: metadata fields that queries may filter by in MongoDB's own language (`where`). Filters by
-            equality need none.
+        filter_fields: metadata fields that filters may ask for ranges of, and queries filter by in MongoDB's own
+            language (`where`). Filters by equality and by lists need none.
     """
 
     lexical: str | None = "english"
@@ -51,4 +51,4 @@ def new_collection(embedder: Embedder, options: CollectionOptions) -> tuple[Mani
         replace(spec, quantization=options.quantization) if spec.name == DOC else spec for spec in schema.vectors
     )
     kept = StoreOptions(options.vectors, options.lexical, tuple(f"metadata.{name}" for name in options.filter_fields))
-    return new_manifest(embedder), replace(schema, vectors=vectors), kept
+    return new_manifest(embedder, quantization=options.quantization), replace(schema, vectors=vectors), kept

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from m2rag.errors import InvalidInputError, StoreError
 from m2rag.stores import Manifest, Schema
 from m2rag.stores.manifest import manifest_from_json, manifest_to_json
-from m2rag_mongodb.layout import MANIFEST_ID
+from m2rag_mongodb.layout import MANIFEST_ID, field_name
 from m2rag_mongodb.parts import Parts
 from m2rag_mongodb.server import DUPLICATE_KEY, Doc, Refused, Server
 from m2rag_mongodb.vectors import VectorKind, check_kind
@@ -24,8 +24,8 @@ class StoreOptions:
         vectors: what the search index holds of a number: float32, int8 (1 byte) or packed_bit (its sign). With the
             last two the documents have a copy in 16 bits too, which orders what the index finds.
         lexical: language of Lucene's analyzer for a text index, which hybrid search needs; None makes none.
-        filter_fields: fields that queries may filter by in MongoDB's own language, as "metadata.year". Equality needs
-            none.
+        filter_fields: fields that filters may ask for ranges of, and queries filter by in MongoDB's own language, as
+            "metadata.year". Equality and lists need none. Those of the schema are added.
     """
 
     vectors: VectorKind = "float32"
@@ -82,6 +82,7 @@ def create_record(
             check_kind(options.vectors, spec.size)
         if spec.quantization and options.vectors != "float32":
             raise InvalidInputError(f"quantization is for float32 vectors, not {options.vectors}")
+    ranged = [field_name(path) for path in schema.filterable]
     server.fetch(collection, "list_search_indexes")
     generation = secrets.token_hex(8)
     record = {
@@ -90,7 +91,7 @@ def create_record(
         "manifest": manifest_to_json(replace(manifest, lexical=None)),
         "vectors": [asdict(spec) for spec in schema.vectors],
         "listed_fields": dict(schema.listed_fields),
-        "options": {**asdict(options), "filter_fields": list(options.filter_fields)},
+        "options": {**asdict(options), "filter_fields": list(dict.fromkeys([*options.filter_fields, *ranged]))},
     }
     try:
         server.ask(collection, "insert_one", record)

@@ -14,11 +14,21 @@ from pymongo import InsertOne, ReplaceOne
 from pymongo.errors import BulkWriteError
 
 from m2rag.errors import IndexMismatchError, IndexNotFoundError, InvalidInputError, StoreError
-from m2rag.stores import Filter, Manifest, Point, Schema, SparseVector, VectorSpec
+from m2rag.stores import FieldKind, Filter, Manifest, Point, Schema, SparseVector, VectorSpec
 from m2rag.stores.qdrant import check_points
 from m2rag.stores.retry import Patience
 from m2rag_mongodb.indexes import TIMEOUT, IndexProgress, SearchIndex, TextIndex, VectorIndex, make_index
-from m2rag_mongodb.layout import FILTERS, MANIFEST_ID, OURS, Packed, pack, stored_vector, to_filter, vector_path
+from m2rag_mongodb.layout import (
+    FILTERS,
+    MANIFEST_ID,
+    OURS,
+    Packed,
+    field_name,
+    pack,
+    stored_vector,
+    to_filter,
+    vector_path,
+)
 from m2rag_mongodb.parts import Parts
 from m2rag_mongodb.queries import SCORE, both, index_name, shown, text_stages, vector_stage
 from m2rag_mongodb.record import StoreOptions, create_record, find_record, read_manifest
@@ -91,6 +101,7 @@ class MongoStore:
         hasty = replace(patience, seconds=min(patience.seconds, FIRST_CONTACT_SECONDS))
         self._server = Server(caller, location or f"{caller.name}.{collection}", hasty)
         self._collection = collection
+        self._ready_seconds = ready_seconds
         self._parts = Parts(self._server, collection)
         self._on_close = on_close
         self._closed = False
@@ -329,6 +340,34 @@ class MongoStore:
         ]
         return {one["_id"]: int(one["n"]) for one in self._fetch("aggregate", pipeline)}
 
+    def filterable(self) -> dict[tuple[str, ...], str]:
+        """Payload fields, by path, that filters may ask for ranges of; MongoDB has no kinds."""
+        return {tuple(name.split(".")): "any" for name in self._options.filter_fields}
+
+    def make_filterable(self, path: tuple[str, ...], kind: FieldKind) -> None:
+        """Let filters ask for ranges of a payload field, of whatever kind; equality and lists need no index.
+
+        Returns when the search index knows the field, after `ready_seconds` at most.
+
+        Raises:
+            IndexNotReadyError: the time is up; the index goes on being built.
+            InvalidInputError: MongoDB cannot address the field.
+            StoreError: the server cannot be reached or refuses.
+        """
+        self._check_open()
+        name = field_name(path)
+        if name in self._options.filter_fields:
+            return
+        self._verify()
+        self._options = replace(self._options, filter_fields=(*self._options.filter_fields, name))
+        for index in self.search_indexes:
+            make_index(self._server, self._collection, index, update=True)
+        # After the index: more fields there than the record names are no obstacle to opening the collection.
+        self._ask("update_one", {"_id": MANIFEST_ID}, {"$addToSet": {"options.filter_fields": name}})
+        self._searches = Searches(self._server, self._collection, self.search_indexes, self._ready_seconds)
+        for index in self.search_indexes:
+            self._searches.wait(index, self._ready_seconds)
+
     def delete(self, ids: Sequence[UUID]) -> None:
         """Remove points; ids that are not stored are ignored."""
         self._check_open()
@@ -472,14 +511,14 @@ class MongoStore:
         if exact is None:
             exact = int(self._ask("estimated_document_count")) <= EXACT_UP_TO
         query = to_bindata(vector, self._options.vectors)
-        condition = both(to_filter(filter, self._fields), where)
+        condition = both(to_filter(filter, self._fields, self._options.filter_fields), where)
         wanted = limit * (OVERSAMPLING if verified else 1)
         return vector_stage(name, query, wanted, condition, exact=exact), verified
 
     def _text_stages(self, text: str, limit: int, filter: Filter | None, where: Mapping[str, Any] | None) -> list[Doc]:
         if not self._options.lexical:
             raise InvalidInputError(f"{self.location} has no text index: it was made with lexical=None")
-        return text_stages(text, limit, both(to_filter(filter, self._fields), where))
+        return text_stages(text, limit, both(to_filter(filter, self._fields, self._options.filter_fields), where))
 
     # Reading
 

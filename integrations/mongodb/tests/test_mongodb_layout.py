@@ -11,7 +11,7 @@ import pytest
 from bson.binary import BinaryVectorDtype
 
 from m2rag.errors import InvalidInputError, PointTooLargeError, StoreError
-from m2rag.stores import Point, VectorSpec
+from m2rag.stores import OneOf, Point, Range, VectorSpec
 from m2rag_mongodb import UnstorableError, from_bindata, layout, to_bindata
 from m2rag_mongodb.layout import Packed, filter_token, pack, put_together, stored_vector, to_filter, tokens
 
@@ -110,6 +110,10 @@ def test_filters_as_the_server_takes_them() -> None:
     assert to_filter(None, FIELDS) == {}
     assert to_filter({("id",): "d"}, FIELDS) == {"m2rag.filters": {"$eq": '["id"]="d"'}}
     assert len(to_filter({("id",): "d", ("metadata", "n"): 1}, FIELDS)["$and"]) == 2
+    some = to_filter({("id",): OneOf(("d", 1))}, FIELDS)
+    assert some == {"m2rag.filters": {"$in": ['["id"]="d"', '["id"]=1']}}
+    between = to_filter({("metadata", "n"): Range(gte=1, lt=2.5)}, FIELDS, ["metadata.n"])
+    assert between == {"metadata.n": {"$gte": 1, "$lt": 2.5}}
     with pytest.raises(InvalidInputError, match=r"cannot filter by 'text': only by metadata, id"):
         to_filter({("text",): "d"}, FIELDS)
 

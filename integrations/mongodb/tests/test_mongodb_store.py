@@ -17,7 +17,7 @@ from pymongo import MongoClient
 from pymongo.database import Database
 from support.atlas_front import AtlasFront
 from support.fake_time import FakeTime
-from support.store_cases import DIMENSION, FILTERS, assert_same, metadata, unit
+from support.store_cases import DIMENSION, FILTERS, RANGES, assert_same, metadata, unit
 
 from m2rag.errors import (
     IndexMismatchError,
@@ -26,7 +26,7 @@ from m2rag.errors import (
     PointTooLargeError,
     StoreError,
 )
-from m2rag.stores import EdgeStore, Manifest, Point, Schema, SparseVector, TextStore, VectorSpec, VectorStore
+from m2rag.stores import EdgeStore, Manifest, Point, Range, Schema, SparseVector, TextStore, VectorSpec, VectorStore
 from m2rag.stores.retry import Patience
 from m2rag_mongodb import (
     DefinitionMismatchError,
@@ -41,9 +41,11 @@ from m2rag_mongodb import (
 from m2rag_mongodb.server import Blocking
 
 MANIFEST = Manifest("fake:16", DIMENSION, "2025-01-01T00:00:00+00:00", "0.1.0", model="fake")
+RANGED = ("number", "float", "kind", "nothing", "absent")
 SCHEMA = Schema(
     (VectorSpec("doc", DIMENSION), VectorSpec("passages", DIMENSION, multi=True, searched=False)),
     {"id": "keyword", "n_tokens": "integer"},
+    filterable={("metadata", name): "float" for name in RANGED},
 )
 NEW = (MANIFEST, SCHEMA)
 
@@ -152,7 +154,7 @@ def test_query(filled: Pair) -> None:
 
 @pytest.mark.parametrize(
     ("field", "value", "n"),
-    FILTERS,
+    [*FILTERS, *RANGES],
 )
 def test_filters(filled: Pair, field: str, value: Any, n: int) -> None:
     where = {("metadata", field): value}
@@ -167,6 +169,26 @@ def test_filters_with_unusual_names_and_several(filled: Pair) -> None:
     assert [point.id for point in ask({("metadata", "a.b", "c d"): 5})] == [POINTS[5].id]
     assert [point.id for point in ask({("id",): "d6"})] == [POINTS[6].id]
     assert len(ask({("metadata", "flag"): True, ("metadata", "number"): 2})) == 10
+
+
+def test_ranges_need_a_field_that_the_search_index_knows(database: Database[Doc]) -> None:
+    path = ("metadata", "number")
+    where = {path: Range(gte=2, lt=3)}
+    one = opened(database, create=(MANIFEST, replace(SCHEMA, filterable={})))
+    one.upsert(POINTS)
+    one.optimize()
+    with pytest.raises(InvalidInputError, match=r"make_filterable\('number'"):
+        one.query("doc", unit(), limit=99, filter=where)
+    for _ in range(2):
+        one.make_filterable(path, "integer")
+        assert one.filterable() == {path: "any"}
+        assert len(one.query("doc", unit(), limit=99, filter=where)) == 10
+        one = opened(database)
+    for name in ("a.b", "$dollar"):
+        with pytest.raises(InvalidInputError, match="cannot index the field"):
+            one.make_filterable(("metadata", name), "integer")
+    with pytest.raises(InvalidInputError, match="cannot compare dates"):
+        one.query("doc", unit(), limit=1, filter={path: Range(gte=datetime.now(timezone.utc))})
 
 
 def test_writes(filled: Pair) -> None:
@@ -229,7 +251,9 @@ def test_opened_again(database: Database[Doc]) -> None:
     first = opened(database)
     first.upsert(POINTS[:3])
     again = opened(database, create=None)
-    assert (again.manifest, again.count(), again.options) == (MANIFEST, 3, StoreOptions())
+    assert (again.manifest, again.count(), again.options) == (
+        *(MANIFEST, 3, StoreOptions(filter_fields=tuple(f"metadata.{name}" for name in RANGED))),
+    )
     assert repr(again) == f"MongoStore('{database.name}.docs')"
     other = opened(database, create=(replace(MANIFEST, fingerprint="other"), SCHEMA))
     assert other.manifest == MANIFEST, "what is there is opened, and it says of which model it is"
@@ -589,7 +613,7 @@ def test_a_condition_in_mongodbs_own_language(database: Database[Doc]) -> None:
     expected = {point.id for i, point in enumerate(POINTS) if i % 4 >= 2 and i % 3 < 2 and i % 2 == 0}
     assert {point.id for point in found} == expected and expected
     with pytest.raises(StoreError, match="refused to aggregate"):
-        one.nearest("doc", unit(), limit=1, where={"metadata.float": 1})
+        one.nearest("doc", unit(), limit=1, where={"metadata.flag": True})
 
 
 def test_vectors_that_are_not_searched(pair: Pair) -> None:

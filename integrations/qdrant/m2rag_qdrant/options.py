@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from m2rag.index import Embedder
 from m2rag.index.index import new_index
-from m2rag.index.ingest import DOC
-from m2rag.stores import Manifest, Schema
+from m2rag.stores import FieldKind, Manifest, Schema
 from m2rag.stores import qdrant_server as server
 
 
@@ -21,11 +20,14 @@ class CollectionOptions:
         lexical: language of stemmer and stop words for BM25 vectors, which hybrid search needs; None makes none.
         quantization: also keep the documents' vectors in 8 bits ("scalar") or 1 bit ("binary") a number; searches go
             through these and score what they find with the vectors themselves.
+        filterable: metadata fields that filters are to be fast on, and the kind of their values, as
+            `DocumentCollection.make_filterable` takes it.
         server: more arguments for `create_collection` (shard_number, replication_factor, ...); unused in a folder.
     """
 
     lexical: str | None = "english"
     quantization: Literal["scalar", "binary"] | None = None
+    filterable: Mapping[str, FieldKind] = field(default_factory=dict)
     server: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -33,13 +35,9 @@ def new_collection(embedder: Embedder, options: CollectionOptions) -> tuple[Mani
     """Manifest and schema of a collection for an embedder.
 
     Raises:
-        InvalidInputError: there is no BM25 for the language.
+        InvalidInputError: there is no BM25 for the language, or another option is wrong.
     """
-    manifest, schema = new_index(embedder, options.lexical)
-    vectors = tuple(
-        replace(spec, quantization=options.quantization) if spec.name == DOC else spec for spec in schema.vectors
-    )
-    return manifest, replace(schema, vectors=vectors)
+    return new_index(embedder, options.lexical, options.quantization, options.filterable)
 
 
 def collection_config(embedder: Embedder, options: CollectionOptions | None = None) -> dict[str, Any]:
@@ -49,7 +47,7 @@ def collection_config(embedder: Embedder, options: CollectionOptions | None = No
     and the embedder's fingerprint in the metadata. Field indexes are made when the collection is first opened.
 
     Raises:
-        InvalidInputError: there is no BM25 for the language.
+        InvalidInputError: there is no BM25 for the language, or another option is wrong.
     """
     options = options or CollectionOptions()
     return {**options.server, **server.collection_config(*new_collection(embedder, options))}

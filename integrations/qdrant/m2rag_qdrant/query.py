@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +10,9 @@ from qdrant_client import models
 
 from m2rag.errors import InvalidInputError
 from m2rag.index import Embedder
+from m2rag.index.filters import MetadataFilter, metadata_filter
 from m2rag.index.hits import HIT_FIELDS
-from m2rag.index.index import metadata_filter
 from m2rag.index.ingest import DOC, LEXICAL, PASSAGES
-from m2rag.stores import Scalar
 from m2rag.stores.lexical import Bm25
 from m2rag.stores.qdrant import OVERSAMPLING
 from m2rag.stores.qdrant_server import to_filter, to_vector
@@ -25,7 +24,7 @@ def hybrid_query(
     *,
     limit: int = 10,
     depth: int = 100,
-    filter: Mapping[str, Scalar] | None = None,
+    filter: MetadataFilter | None = None,
     language: str = "english",
     rescore: bool = False,
     with_payload: Sequence[str] | bool = HIT_FIELDS,
@@ -41,7 +40,7 @@ def hybrid_query(
         embedder: the one the collection was made with.
         limit: documents to return.
         depth: documents taken from each ranking.
-        filter: metadata fields and the values they must have, all of them.
+        filter: what the metadata must be, as `DocumentCollection.search` takes it.
         language: of the collection's BM25 vectors.
         rescore: order the fused documents by their best passage (MAX_SIM on `passages`).
         with_payload: payload fields to return; the default leaves the text out, which may be long.

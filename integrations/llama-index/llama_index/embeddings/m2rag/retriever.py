@@ -26,7 +26,18 @@ from m2rag.index.index import BATCH_TOKENS
 from m2rag.index.modes import Mode
 
 Returned = Literal["documents", "passages"]
-Filters = Mapping[str, str | int | float | bool] | MetadataFilters
+Filters = Mapping[str, Any] | MetadataFilters
+
+# What each is called in a filter of the index; None compares with the value itself.
+_OPERATORS = {
+    FilterOperator.EQ: None,
+    FilterOperator.CONTAINS: None,
+    FilterOperator.IN: "in",
+    FilterOperator.GT: "gt",
+    FilterOperator.GTE: "gte",
+    FilterOperator.LT: "lt",
+    FilterOperator.LTE: "lte",
+}
 
 
 class M2LongDocumentRetriever(BaseRetriever):
@@ -46,7 +57,8 @@ class M2LongDocumentRetriever(BaseRetriever):
         index: the index; closing it is the business of who opened it.
         similarity_top_k: how many nodes.
         returns: whole documents, or passages.
-        filters: metadata fields and the values they must have: a mapping, or `MetadataFilters` with `EQ` and `AND`.
+        filters: what the metadata must be: a mapping as `LongDocumentIndex.search` takes it, or `MetadataFilters` with
+            `EQ`, `IN`, `GT`, `GTE`, `LT`, `LTE` and `AND`.
         n_passages: at most how many of one document.
         mode: "hybrid", "dense" or "lexical"; default: hybrid where the index has words. See `LongDocumentIndex.search`.
         rescore: weight of the best passage in a document's score; default: 0.5 in hybrid mode, else 0.
@@ -86,7 +98,7 @@ class M2LongDocumentRetriever(BaseRetriever):
         self._index = index
         self._similarity_top_k = similarity_top_k
         self._returns = returns
-        self._filter = equalities(filters)
+        self._filter = conditions(filters)
         self._n_passages = n_passages
         self._mode = mode
         self._rescore = rescore
@@ -182,11 +194,12 @@ class M2LongDocumentRetriever(BaseRetriever):
         )
 
 
-def equalities(filters: Filters | None) -> dict[str, Any] | None:
-    """Filters as the index takes them: fields and the values they must have, all of them.
+def conditions(filters: Filters | None) -> dict[str, Any] | None:
+    """Filters as the index takes them: fields and what they must be, all of them.
 
     Raises:
-        ValueError: an operator other than EQ, OR, NOT, nested filters, or two values for one field.
+        ValueError: an operator the index does not have, OR, NOT, nested filters, or two filters of one field that are
+            not the bounds of a range.
     """
     if filters is None:
         return None
@@ -194,11 +207,17 @@ def equalities(filters: Filters | None) -> dict[str, Any] | None:
         return dict(filters)
     found: dict[str, Any] = {}
     for one in filters.filters:
-        if not isinstance(one, MetadataFilter) or one.operator not in (FilterOperator.EQ, FilterOperator.CONTAINS):
-            raise ValueError(f"the index compares metadata by EQ only, and lists by CONTAINS, not by {one!r}")
-        if one.key in found and found[one.key] != one.value:
-            raise ValueError(f"the index takes one value for a field, {one.key!r} has two")
-        found[one.key] = one.value
+        if not isinstance(one, MetadataFilter) or one.operator not in _OPERATORS:
+            names = ", ".join(operator.name for operator in _OPERATORS)
+            raise ValueError(f"the index compares metadata by {names} only, not by {one!r}")
+        name = _OPERATORS[one.operator]
+        wanted = one.value if name is None else {name: one.value}
+        there = found.get(one.key)
+        if isinstance(there, dict) and isinstance(wanted, dict) and "in" not in {**there, **wanted}:
+            wanted = {**there, **wanted}
+        elif one.key in found and there != wanted:
+            raise ValueError(f"the index takes one value or range for a field, {one.key!r} has two")
+        found[one.key] = wanted
     alone = len(filters.filters) == 1 and filters.condition == FilterCondition.OR
     if filters.condition not in (None, FilterCondition.AND) and not alone:
         raise ValueError(f"the index joins filters by AND only, not by {filters.condition!r}")
