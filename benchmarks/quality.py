@@ -71,8 +71,8 @@ def build(systems: Sequence[str], args: argparse.Namespace) -> dict[str, tuple[R
         if "m2rag" in systems:
             built["m2rag"] = (dense, settings)
         if "hybrid" in systems:
-            fusion = FusionRanker([bm25, dense], name=f"BM25 + {args.name}")
-            built["hybrid"] = (fusion, {**settings, "bm25": bm25_settings, "fusion": "reciprocal rank, 60"})
+            fusion = FusionRanker(bm25, dense, name=f"BM25 + {args.name}")
+            built["hybrid"] = (fusion, {**settings, "bm25": bm25_settings, **fusion.settings})
     return built
 
 

@@ -1,31 +1,25 @@
-"""Several rankings as one."""
+"""Scores of different kinds brought to one range, so that rankings can be joined."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Sequence
 
-Id = TypeVar("Id", bound=Hashable)
-
-RRF_K = 60
-"""A document of rank r (from 1) in a ranking of weight w counts w / (RRF_K + r)."""
+LEAST_SPREAD = 0.2
+"""Cosines nearer together than this count as near: among few documents the last is not much worse than the best."""
 
 
-def fuse(rankings: Sequence[Sequence[Id]], weights: Sequence[float]) -> dict[Id, float]:
-    """Weighted reciprocal rank fusion (Cormack, Clarke and Buettcher, SIGIR 2009).
+def scale(scores: Sequence[float], floor: float | None = None, *, least: float = 0.0) -> Callable[[float], float]:
+    """Brings scores to a range in which those of different kinds can be added: the best is 1, `floor` and less is 0.
 
     Args:
-        rankings: ids, best first; they need not hold the same ones.
-        weights: one for each ranking.
-
-    Returns:
-        Score of every id, best first; among equals the first ranking's order holds.
-
-    Raises:
-        ValueError: not as many weights as rankings.
+        scores: best first.
+        floor: default: the last one.
+        least: spread of scores, if that from the best to the floor is smaller.
     """
-    scores: dict[Id, float] = {}
-    for ranking, weight in zip(rankings, weights, strict=True):
-        for rank, id in enumerate(ranking, start=1):
-            scores[id] = scores.get(id, 0.0) + weight / (RRF_K + rank)
-    return dict(sorted(scores.items(), key=lambda item: -item[1]))
+    if not scores:
+        return lambda score: 0.0
+    best = scores[0]
+    spread = max(best - (scores[-1] if floor is None else floor), least)
+    if spread <= 0:
+        return lambda score: 1.0
+    return lambda score: max(0.0, 1 - (best - score) / spread)

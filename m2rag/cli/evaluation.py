@@ -44,7 +44,9 @@ def evaluate(
         typer.Option("--max-tokens", min=1, help="Longest input of the model, in tokens.", show_default=False),
     ] = None,
     bm25: Annotated[bool, typer.Option("--bm25/--no-bm25", help="Measure BM25 beside the model.")] = True,
-    hybrid: Annotated[bool, typer.Option("--hybrid", help="Also the rank fusion of BM25 and the model.")] = False,
+    hybrid: Annotated[
+        bool, typer.Option("--hybrid", help="Also BM25 and the model together, by their scores.")
+    ] = False,
     baseline: Annotated[
         list[str] | None,
         typer.Option(
@@ -128,7 +130,7 @@ def evaluate(
         raise typer.BadParameter(str(error), param_hint="--baseline") from error
     rankers.append(dense)
     if hybrid:
-        rankers.append(FusionRanker([BM25Ranker(), dense]))
+        rankers.append(FusionRanker(BM25Ranker(), dense))
     twice = [name for name, count in Counter(ranker.name for ranker in rankers).items() if count > 1]
     if twice:
         raise typer.BadParameter(f"two systems would be called {twice[0]}", param_hint="--baseline")

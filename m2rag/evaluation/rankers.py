@@ -14,7 +14,8 @@ import numpy as np
 from m2rag._optional import require
 from m2rag.errors import NonFiniteError
 from m2rag.evaluation.metrics import order
-from m2rag.fusion import RRF_K, fuse
+from m2rag.fusion import LEAST_SPREAD, scale
+from m2rag.index.modes import WEIGHTS
 from m2rag.results import EmbeddingResult
 
 Scores = dict[str, dict[str, float]]
@@ -147,24 +148,44 @@ class DenseRanker:
 
 
 class FusionRanker:
-    """Reciprocal rank fusion: a document scores the sum over the systems of 1 / (60 + its rank there, from 1).
+    """Words and meaning by their scores, as the index's hybrid search joins them, but without passages.
 
     Args:
-        rankers: the systems; each is asked for its best 100, or `k` if that is more.
+        words: ranks by words; is asked for its best 100, or `k` if that is more, as the other is.
+        meaning: ranks by cosine.
+        weights: of meaning and words, in the order in which the index has them.
         name: what tables call it; default: the systems' names joined by " + ".
     """
 
-    def __init__(self, rankers: Sequence[Ranker], *, name: str | None = None) -> None:
-        self.name = name or " + ".join(ranker.name for ranker in rankers)
-        self.settings = {"fusion": f"reciprocal rank, {RRF_K}", "of": [ranker.name for ranker in rankers]}
-        self._rankers = list(rankers)
+    def __init__(
+        self,
+        words: Ranker,
+        meaning: Ranker,
+        *,
+        weights: tuple[float, float] = WEIGHTS,
+        name: str | None = None,
+    ) -> None:
+        self.name = name or f"{words.name} + {meaning.name}"
+        self.settings = {"fusion": "scores", "weights": [*weights], "of": [meaning.name, words.name]}
+        self._words = words
+        self._meaning = meaning
+        self._weights = weights
 
     def rank(self, corpus: Mapping[str, str], queries: Mapping[str, str], k: int) -> Scores:
-        runs = [ranker.rank(corpus, queries, max(k, 100)) for ranker in self._rankers]
-        fused: Scores = {
-            query: fuse([order(run.get(query, {})) for run in runs], [1.0] * len(runs)) for query in queries
-        }
+        depth = max(k, 100)
+        by_words, by_meaning = (one.rank(corpus, queries, depth) for one in (self._words, self._meaning))
+        fused = {query: self._fused(by_words.get(query, {}), by_meaning.get(query, {}), depth) for query in queries}
         return {query: {i: scores[i] for i in order(scores, k)} for query, scores in fused.items()}
+
+    def _fused(self, words: Mapping[str, float], meaning: Mapping[str, float], depth: int) -> dict[str, float]:
+        meant = scale(sorted(meaning.values(), reverse=True), least=LEAST_SPREAD)
+        said = scale(sorted(words.values(), reverse=True), None if len(words) == depth else 0)
+        share = self._weights[0] / sum(self._weights)
+        return {
+            id: share * (meant(meaning[id]) if id in meaning else 0.0)
+            + (1 - share) * (said(words[id]) if id in words else 0.0)
+            for id in {**meaning, **words}
+        }
 
 
 def best(scores: np.ndarray, ids: list[str], k: int, *, positive_only: bool = False) -> dict[str, float]:

@@ -23,13 +23,14 @@ engine's default and makes long documents' words count almost as shares of their
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 from uuid import UUID
 
 import numpy as np
 
+from m2rag.fusion import LEAST_SPREAD, scale
 from m2rag.index.hits import HIT_FIELDS
 from m2rag.index.ingest import DOC, LEXICAL, PASSAGES
 from m2rag.index.modes import Order
@@ -41,9 +42,6 @@ DEPTH = 100
 
 RESCORED = 30
 """Documents scored with their best passage, or three times as many as are wanted if that is more."""
-
-LEAST_SPREAD = 0.2
-"""Cosines nearer together than this count as near: among few documents the last is not much worse than the best."""
 
 
 class Source(Protocol):
@@ -172,23 +170,6 @@ class Search:
         asked = [point.id for point in points if point.id not in known]
         found = {**known, **self._store.similarities(DOC, self._vector, asked)}
         return [replace(point, score=found[point.id]) for point in points if point.id in found], scores
-
-
-def scale(scores: Sequence[float], floor: float | None = None, *, least: float = 0.0) -> Callable[[float], float]:
-    """Brings scores to a range in which those of different kinds can be added: the best is 1, `floor` and less is 0.
-
-    Args:
-        scores: best first.
-        floor: default: the last one.
-        least: spread of scores, if that from the best to the floor is smaller.
-    """
-    if not scores:
-        return lambda score: 0.0
-    best = scores[0]
-    spread = max(best - (scores[-1] if floor is None else floor), least)
-    if spread <= 0:
-        return lambda score: 1.0
-    return lambda score: max(0.0, 1 - (best - score) / spread)
 
 
 def _first(points: Sequence[Point], scores: Mapping[UUID, float], k: int) -> tuple[list[Point], dict[UUID, float]]:

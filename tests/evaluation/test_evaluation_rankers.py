@@ -116,10 +116,11 @@ class FixedRanker:
         return self.scores
 
 
-def test_fusion_sums_reciprocal_ranks_whatever_the_scores() -> None:
-    one = FixedRanker("one", {"q": {"a": 900.0, "b": 1.0}, "r": {}})
-    two = FixedRanker("two", {"q": {"c": 0.2, "b": 0.1}})
-    fused = FusionRanker([one, two])
+def test_fusion_adds_scores_brought_to_one_range() -> None:
+    words = FixedRanker("words", {"q": {"a": 900.0, "b": 450.0}, "r": {}})
+    meaning = FixedRanker("meaning", {"q": {"c": 0.8, "b": 0.7, "a": 0.3}})
+    fused = FusionRanker(words, meaning, weights=(1, 1))
     found = fused.rank({}, {"q": "?", "r": "?"}, 2)
-    assert fused.name == "one + two"
-    assert found == {"q": {"b": pytest.approx(2 / 62), "a": pytest.approx(1 / 61)}, "r": {}}
+    assert fused.name == "words + meaning"
+    # b: half of the best by words, which are few, so that 0 counts 0; 0.4 of 0.5 above the last by meaning.
+    assert found == {"q": {"b": pytest.approx((0.5 + 0.8) / 2), "a": pytest.approx(0.5)}, "r": {}}

@@ -70,5 +70,5 @@ def test_lengths_have_a_table_of_their_own() -> None:
 
 
 def test_fusion_says_of_what() -> None:
-    settings = FusionRanker([BM25Ranker(), Fixed("x", set())]).settings
-    assert settings == {"fusion": "reciprocal rank, 60", "of": ["BM25", "x"]}
+    settings = FusionRanker(BM25Ranker(), Fixed("x", set())).settings
+    assert settings == {"fusion": "scores", "weights": [0.7, 1.0], "of": ["x", "BM25"]}
