@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from m2rag.cli import ask, demo, doctor, embed, evaluation, index, info, search, serve, sync
+from m2rag.cli import ask, demo, doctor, embed, evaluation, index, info, maintenance, search, serve, sync
 from m2rag.cli.common import ERROR, INTERRUPTED, VERBOSE, note, set_up_logging
 from m2rag.errors import M2RagError
 
@@ -117,4 +117,9 @@ app.command("ask", epilog="Example: m2rag ask 'how long may a lease run?' --inde
 app.command("serve", epilog="Example: m2rag serve --index papers.m2rag")(serve.serve)
 app.command("doctor", epilog="Example: m2rag doctor --index papers.m2rag")(doctor.doctor)
 app.command("info", epilog="Example: m2rag info --index papers.m2rag")(info.info)
+app.command("delete", epilog="Example: m2rag delete reports/2019.pdf --index papers.m2rag")(maintenance.delete)
+app.command("snapshot", epilog="Example: m2rag snapshot --index papers.m2rag --out papers.m2rag.tar.gz")(
+    maintenance.snapshot
+)
+app.command("restore", epilog="Example: m2rag restore papers.m2rag.tar.gz --index papers.m2rag")(maintenance.restore)
 app.command("eval", epilog="Example: m2rag eval tasks/qmsum tasks/textbooks --out figures.json")(evaluation.evaluate)

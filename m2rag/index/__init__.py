@@ -7,6 +7,7 @@ from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit
 from m2rag.index.embedding import Embedder
 from m2rag.index.filters import MetadataFilter
 from m2rag.index.index import LongDocumentIndex, read_info
+from m2rag.index.maintenance import delete_documents, restore_index, snapshot_index
 from m2rag.index.modes import Mode
 from m2rag.index.on_ray import add_with_ray
 from m2rag.index.readers import parse_document, parse_documents, read_document, read_documents
@@ -28,9 +29,12 @@ __all__ = [
     "Stored",
     "SyncReport",
     "add_with_ray",
+    "delete_documents",
     "parse_document",
     "parse_documents",
     "read_document",
     "read_documents",
     "read_info",
+    "restore_index",
+    "snapshot_index",
 ]

@@ -179,6 +179,10 @@ class AsyncLongDocumentIndex(Generic[Index]):
         """Give a metadata field an index; see `LongDocumentIndex.make_filterable`."""
         await in_thread(self._index.make_filterable, field, kind)
 
+    async def snapshot(self, file: str | Path) -> None:
+        """Write the index into one new file; see `LongDocumentIndex.snapshot`."""
+        await in_thread(self._index.snapshot, file)
+
     async def info(self) -> dict[str, Any]:
         """What it holds; see `LongDocumentIndex.info`."""
         return await in_thread(self._index.info)

@@ -20,6 +20,7 @@ from m2rag.index.embedding import Embedder
 from m2rag.index.filters import METADATA, MetadataFilter, filterable_fields, metadata_filter
 from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, make_hits
 from m2rag.index.ingest import DOC, LEXICAL, PASSAGES, Ingest, Monitor, check_embedder, mismatch
+from m2rag.index.maintenance import delete_from, write_snapshot_of
 from m2rag.index.modes import Mode, check_numbers, checked_order
 from m2rag.index.ranking import Search, StoreSource
 from m2rag.index.ranking import Source as Rankings
@@ -312,13 +313,22 @@ class LongDocumentIndex:
 
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove documents by id; returns how many were there."""
-        wanted = [point_id(id) for id in ([ids] if isinstance(ids, str) else ids)]
         with self._writing:
-            there = list(self._store.retrieve(wanted))
-            if there:
-                self._store.delete(there)
-                self._store.flush()
-        return len(there)
+            return len(delete_from(self._store, [ids] if isinstance(ids, str) else ids))
+
+    def snapshot(self, file: str | Path) -> None:
+        """Write the index, as it is now, into one new file; `restore_index` makes a folder of it again.
+
+        Others can search meanwhile; writers wait.
+
+        Args:
+            file: a gzipped tar; there must be none yet.
+
+        Raises:
+            StoreError: the index is on a server, which makes its own, or the file is there or cannot be written.
+        """
+        with self._writing:
+            write_snapshot_of(self._store, file)
 
     def get(self, id: str) -> Document | None:
         """The document with this id, as stored; None if there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias, runtime_checkable
 from uuid import UUID
 
@@ -166,6 +167,15 @@ class TextStore(Protocol):
         self, text: str, *, limit: int, filter: Filter | None = None, payload: Sequence[str] = ()
     ) -> list[Point]:
         """The `limit` points whose text or title fits the words best, best first; the score is above 0."""
+        ...
+
+
+@runtime_checkable
+class SnapshotStore(Protocol):
+    """What a `VectorStore` has besides where all of it can be written into one file."""
+
+    def snapshot(self, file: Path) -> None:
+        """Write everything into a new file, all of it or none; nothing may be written to the store meanwhile."""
         ...
 
 

@@ -26,8 +26,8 @@ from m2rag.stores.qdrant import (
     field_key,
     field_path,
 )
+from m2rag.stores.snapshots import SHARD, write_snapshot
 
-SHARD = "shard"
 UNFINISHED_SHARD = "shard.unfinished"
 
 _QUANTIZED: dict[str, Any] = {
@@ -192,6 +192,15 @@ class EdgeStore:
         """Let the engine index and merge segments; it does nothing where little has changed."""
         with self._engine("optimize") as shard:
             shard.optimize()
+
+    def snapshot(self, file: Path) -> None:
+        """Write the folder into a new file, all of it or none; nothing may be written to the store meanwhile.
+
+        Raises:
+            StoreError: the file is there already, lies in the folder itself, or cannot be written.
+        """
+        self.flush()
+        write_snapshot(self._folder, file)
 
     def size_bytes(self) -> int:
         """Space taken by the folder, in bytes."""
