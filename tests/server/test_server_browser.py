@@ -262,6 +262,20 @@ def test_a_busy_server_is_asked_again_and_a_failing_one_told(open_page: Opener, 
     assert answers == {"a.md": [], "b.md": []}
 
 
+def test_an_old_answer_about_progress_is_not_the_last_word(open_page: Opener, empty: str) -> None:
+    page = open_page(empty)
+    page.wait_for_load_state("networkidle")
+    held: list[Any] = []
+    page.route("**/api/indexing", lambda route: route.continue_() if held else held.append(route))
+    old = httpx.get(f"{empty}/api/indexing").json()
+    with page.expect_response(lambda response: response.request.method == "PUT"):
+        page.locator("#files").set_input_files([{"name": "a.md", "mimeType": "text/plain", "buffer": b"some words"}])
+    indexed(empty)
+    page.wait_for_timeout(100)
+    held[0].fulfill(json=old)
+    expect(page.locator("#indexing-title")).to_have_text("Indexed: 1 added")
+
+
 def test_progress_while_it_goes_on(open_page: Opener, empty: str) -> None:
     page = open_page(empty)
     progress = {

@@ -49,6 +49,7 @@ export class Uploads {
     this.info = null;
     this.waiting = [];
     this.sending = 0;
+    this.sent = 0;
     this.total = 0;
     this.failures = [];
     this.passedOver = [];
@@ -87,6 +88,7 @@ export class Uploads {
         // A file that was moved or may not be read fails in the browser.
         this.failures.push({ id: next.name, message: error instanceof ApiFailure ? error.message : `The browser cannot read it: ${error.message}` });
       }
+      this.sent++;
     }
     this.sending--;
   }
@@ -112,12 +114,13 @@ export class Uploads {
     let done = -1;
     try {
       for (;;) {
-        const sent = !this.busy; // before: an answer may be older than what is sent meanwhile
+        const { sent } = this;
         const progress = await request("GET", "/api/indexing");
         if (!mine && !progress.active && !this.total) return;
         this.show(progress);
         if (progress.done !== done) { if (done >= 0 || progress.done) this.onIndexed(); done = progress.done; }
-        if (sent && !this.busy && !progress.active) break;
+        // An answer may be older than what was sent while it came.
+        if (sent === this.sent && !this.busy && !progress.active) break;
         await pause(POLL_MS / 1000);
       }
     } catch (error) {
