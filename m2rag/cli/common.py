@@ -129,6 +129,33 @@ LANGUAGE = Annotated[
 LEXICAL = Annotated[
     bool, typer.Option("--lexical/--no-lexical", help="Whether a new index can be searched by words too.")
 ]
+
+
+class Quantized(str, Enum):
+    """Bits of a number in the copy that large indexes are searched in."""
+
+    NONE = "none"
+    SCALAR = "scalar"
+    BINARY = "binary"
+
+
+QUANTIZATION = Annotated[
+    Quantized,
+    typer.Option(
+        "--quantization",
+        help="A new index also keeps vectors in 8 bits (scalar) or 1 bit (binary) a number: large ones are searched in "
+        "these, and what is found is scored with the vectors themselves.",
+    ),
+]
+FILTERABLE = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--filterable",
+        metavar="FIELD=KIND",
+        help="Make filters by this metadata field fast: keyword, integer, float, bool or datetime; may be repeated.",
+        show_default=False,
+    ),
+]
 AS_JSON = Annotated[bool, typer.Option("--json", help="Print JSON on standard output.")]
 
 
@@ -171,6 +198,15 @@ def say_json(data: Any, *, indent: int | None = 2) -> None:
     except UnicodeEncodeError:
         text = json.dumps(data, indent=indent)
     typer.echo(text)
+
+
+def new_index_options(words: str | None, quantization: Quantized, filterable: list[str] | None) -> dict[str, Any]:
+    """What a new index is made with, as `LongDocumentIndex` takes it."""
+    fields = dict(item.rpartition("=")[::2] for item in filterable or [])
+    if "" in fields:
+        raise typer.BadParameter("the form is field=kind, as year=integer", param_hint="--filterable")
+    chosen = None if quantization is Quantized.NONE else quantization.value
+    return {"lexical": words, "quantization": chosen, "filterable": fields}
 
 
 def plural(n: int, what: str) -> str:
@@ -222,18 +258,18 @@ def open_index(
     device: str | None,
     dtype: Dtype,
     create: bool = False,
-    lexical: str | None = "english",
     api_key: str | None = None,
+    **new: Any,
 ) -> LongDocumentIndex:
     """Open an index with the model given, else the one it was built with, else the bundled one.
 
-    A missing index, or one in use, is told before a model is loaded. `lexical` is the language of a new index's words.
+    A missing index, or one in use, is told before a model is loaded. `new`: choices for a new one.
     """
     from m2rag.index import LongDocumentIndex
 
     def build(model: str | None, store: str | Path | VectorStore) -> LongDocumentIndex:
         embedder = load_embedder(model, device=device, dtype=dtype)
-        return LongDocumentIndex(store, embedder, lexical=lexical, api_key=api_key)
+        return LongDocumentIndex(store, embedder, api_key=api_key, **new)
 
     return with_index_model(place, model, build, create=create, api_key=api_key)
 

@@ -16,16 +16,20 @@ from m2rag.cli.common import (
     AS_JSON,
     DEVICE,
     DTYPE,
+    FILTERABLE,
     INDEX,
     INTERRUPTED,
     KINDS,
     LANGUAGE,
     LEXICAL,
     MODEL,
+    QUANTIZATION,
     SOME_FAILED,
     VERBOSE,
     Dtype,
+    Quantized,
     TooLong,
+    new_index_options,
     note,
     open_index,
     plural,
@@ -62,6 +66,8 @@ def index(
     model: MODEL = None,
     language: LANGUAGE = "english",
     lexical: LEXICAL = True,
+    quantization: QUANTIZATION = Quantized.NONE,
+    filterable: FILTERABLE = None,
     on_too_long: ON_TOO_LONG = TooLong.WINDOW,
     name: Annotated[
         str, typer.Option("--name", help="Id of standard input; read as its suffix says, without one as text.")
@@ -95,15 +101,17 @@ def index(
             raise typer.BadParameter(f"{path} does not exist", param_hint="PATHS")
     plan([path for path in paths if str(path) != "-"], [])  # told before a model is loaded or an index made
     sources = _with_standard_input(paths, name) if Path("-") in paths else paths
-    words = language if lexical else None
+    new = new_index_options(language if lexical else None, quantization, filterable)
     if engine is Engine.RAY:
         settings: dict[str, Any] = {"device": device, "dtype": dtype.value, "on_too_long": on_too_long.value}
         with index_progress() as show, failure_report(report, show) as told:
-            done, documents = add_on_ray(index, sources, ray, progress=told, model=model, lexical=words, **settings)
+            done, documents = add_on_ray(index, sources, ray, progress=told, model=model, **new, **settings)
         _tell(done, without_secrets(index), documents, as_json)
         return
-    with open_index(index, model, device=device, dtype=dtype, create=True, lexical=words, api_key=api_key) as opened:
+    with open_index(index, model, device=device, dtype=dtype, create=True, api_key=api_key, **new) as opened:
         place = opened.location
+        for field, kind in new["filterable"].items():
+            opened.make_filterable(field, kind)  # of an index that is there, too
         try:
             with index_progress() as show, failure_report(report, show) as told:
                 done = opened.add(sources, on_too_long=on_too_long.value, progress=told)

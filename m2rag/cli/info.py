@@ -32,9 +32,10 @@ def info(
 ) -> None:
     """Describe an index (no model is loaded for it) or a model.
 
-    JSON of an index: {path, documents, tokens, size_bytes, fingerprint, dimension, created, m2rag_version, format,
-    model, lexical}; lexical: language of its words, null where it has none. JSON of a model: {model, backend, device,
-    dtype, parameters, dimension, max_tokens, fingerprint, ...}.
+    JSON of an index: {path, documents, tokens, windowed, size_bytes, fingerprint, dimension, created, m2rag_version,
+    format, model, lexical, quantization, filterable}; lexical: language of its words, null where it has none; filterable:
+    metadata fields that filters are fast on, and their kind. JSON of a model: {model, backend, device, dtype,
+    parameters, dimension, max_tokens, fingerprint, ...}.
     """
     if (index is None) == (model is None):
         raise typer.BadParameter("give either --index or --model")
@@ -54,6 +55,8 @@ def info(
 def _shown(name: str, value: Any) -> str:
     if name == "size_bytes" and value is not None:
         return f"{value / 1e6:,.1f} MB"
+    if isinstance(value, dict):
+        return ", ".join(f"{field} ({kind})" for field, kind in value.items()) or "-"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     return "-" if value is None else str(value)

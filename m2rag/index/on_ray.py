@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from m2rag.index.ingest import MAX_GROUP, Monitor
 from m2rag.index.ray_workers import Attempts, LoadModel, ModelFiles, Row, Task, Told, Writer, pack, read_groups, unpack
 from m2rag.index.readers import document_id
 from m2rag.index.sources import FileRef, Item, Source, plan
-from m2rag.stores import VectorStore, open_store
+from m2rag.stores import FieldKind, Manifest, Quantization, Schema, VectorStore, open_store
 from m2rag.stores.opening import is_url
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,8 @@ def add_with_ray(
     dtype: str = "float32",
     embedder: Callable[[], Embedder] | None = None,
     lexical: str | None = "english",
+    quantization: Quantization | None = None,
+    filterable: Mapping[str, FieldKind] | None = None,
     on_too_long: str = "window",
     batch_tokens: int = BATCH_TOKENS,
     address: str | None = None,
@@ -86,8 +88,8 @@ def add_with_ray(
             folder of this machine is sent to those that do not have it.
         device, dtype: as `M2Embedder` takes them, in the workers.
         embedder: makes the embedder, instead of `model`, `device` and `dtype`; called once in every actor.
-        lexical, on_too_long, batch_tokens: as `LongDocumentIndex` and its `add` take them. `batch_tokens` is also what
-            is done again if a worker dies.
+        lexical, quantization, filterable: of a new index, as `LongDocumentIndex` takes them.
+        on_too_long, batch_tokens: as its `add` takes them. `batch_tokens` is also what is done again if a worker dies.
         address: of the Ray cluster: "auto" for the one this machine belongs to, "ray://HOST:10001" for another.
             Default: the environment variable RAY_ADDRESS, else a Ray on this machine for the time of the call. If
             `ray.init` was called before, that one is used.
@@ -115,7 +117,9 @@ def add_with_ray(
     items = [_absolute(item) for item in items]
     monitor = Monitor(report, total, progress)
     api_key = api_key or (os.environ.get(_KEY_VARIABLE) if place.lower().startswith("http") else None)
-    store, model = _open(place, api_key, model, embedder, lexical)
+    store, model = _open(
+        place, api_key, model, embedder, lambda made: new_index(made, lexical, quantization, filterable)
+    )
     try:
         with _connected(ray, address) as is_ours:
             pool = _pool(ray, actors, cpus_per_actor, gpus_per_actor, device, is_ours=is_ours)
@@ -205,7 +209,7 @@ def _open(
     api_key: str | None,
     model: str | Path | None,
     embedder: Callable[[], Embedder] | None,
-    lexical: str | None,
+    new: Callable[[Embedder], tuple[Manifest, Schema]],
 ) -> tuple[VectorStore, str | None]:
     """The store, made if it is missing, and the model as workers can load it."""
     if model is not None and Path(model).expanduser().exists():
@@ -215,7 +219,7 @@ def _open(
     except IndexNotFoundError:
         name = None if model is None else str(model)
         made = embedder() if embedder is not None else LoadModel(name, "cpu", "float32")()
-        store = open_store(place, create=new_index(made, lexical), api_key=api_key)
+        store = open_store(place, create=new(made), api_key=api_key)
     return store, str(model) if model is not None else store.manifest.model
 
 

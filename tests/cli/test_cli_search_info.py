@@ -67,6 +67,19 @@ def test_words_of_a_new_index(run, data, model: Path, tmp_path: Path) -> None:
     assert unknown.exit_code == 1 and "klingon" in unknown.stderr and not (tmp_path / "other").exists()
 
 
+def test_choices_of_a_new_index(run, data, model: Path, tmp_path: Path) -> None:
+    place = tmp_path / "index"
+    first = ["--quantization", "scalar", "--filterable", "size=integer"]
+    assert run("index", "-", "-i", place, "-m", model, *first, input="Cats sleep.").exit_code == 0
+    assert run("index", "-", "-i", place, "--filterable", "suffix=keyword", input="Cats sleep.").exit_code == 0
+    facts = data(run("info", "-i", place, "--json"))
+    assert facts["quantization"] == "scalar" and facts["filterable"] == {"size": "integer", "suffix": "keyword"}
+    shown = run("info", "-i", place).stdout
+    assert "size (integer)" in shown and "suffix (keyword)" in shown
+    assert run("index", "-", "-i", place, "--filterable", "size", input="x").exit_code == 2
+    assert run("index", "-", "-i", place, "--filterable", "size=number", input="x").exit_code == 1
+
+
 def test_filter(run, data, built: Path) -> None:
     kinds = data(run("search", "cats", "-i", built, "--json", "-f", "suffix=.md"))["hits"]
     assert [hit["id"] for hit in kinds] == ["rivers.md"]
