@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, get_args
 
 import numpy as np
 
-from m2rag.errors import InvalidInputError, NonFiniteError
+from m2rag.errors import InvalidInputError, NonFiniteError, StoreError
 from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Stored, point_id
 from m2rag.index.embedding import Embedder
 from m2rag.index.filters import METADATA, MetadataFilter, filterable_fields, metadata_filter
@@ -377,8 +377,10 @@ class LongDocumentIndex:
     def info(self) -> dict[str, Any]:
         """What it holds: path, documents, tokens, size_bytes, fingerprint, model, dimension, lexical, created, ....
 
-        `path` is the folder or URL; `size_bytes` is None on a server, which does not tell; `lexical` is the language of
-        its words, None where it has none; `filterable` the metadata fields that filters are fast on, and their kind.
+        `path` is the folder or URL; `windowed` how many documents were longer than the model takes at once (None in an
+        index made before that was listed); `size_bytes` is None on a server, which does not tell; `lexical` is the
+        language of its words, None where it has none; `filterable` the metadata fields that filters are fast on, and
+        their kind.
         """
         return _info(self._store)
 
@@ -450,7 +452,11 @@ def index_schema(
         VectorSpec(DOC, dimension, quantization=quantization),
         VectorSpec(PASSAGES, dimension, multi=True, searched=False),
     )
-    listed: Mapping[str, Literal["keyword", "integer"]] = {"id": "keyword", "n_tokens": "integer"}
+    listed: Mapping[str, Literal["keyword", "integer"]] = {
+        "id": "keyword",
+        "n_tokens": "integer",
+        "n_windows": "integer",
+    }
     return Schema(vectors, listed, (LEXICAL,) if lexical else (), filterable_fields(filterable))
 
 
@@ -471,8 +477,19 @@ def _stored(payload: Mapping[str, Any]) -> Stored:
     )
 
 
+def _windowed(store: VectorStore) -> int | None:
+    """Documents longer than the model takes at once; None for an index that was made before it kept a list of them."""
+    try:
+        counts = store.values("n_windows")
+    except StoreError:
+        return None
+    return sum(count for windows, count in counts.items() if int(windows) > 1)
+
+
 def _info(store: VectorStore) -> dict[str, Any]:
     tokens = sum(int(value) * count for value, count in store.values("n_tokens").items())
-    held = {"path": store.location, "documents": store.count(), "tokens": tokens, "size_bytes": store.size_bytes()}
+    held: dict[str, Any] = {"path": store.location, "documents": store.count(), "tokens": tokens}
+    held["windowed"] = _windowed(store)
     filterable = {path[1]: kind for path, kind in store.filterable().items() if path[0] == METADATA and len(path) == 2}
+    held["size_bytes"] = store.size_bytes()
     return {**held, **asdict(store.manifest), "lexical": language_of_words(store), "filterable": filterable}

@@ -225,6 +225,7 @@ def test_length_policy_is_content_of_long_documents_only(index: LongDocumentInde
     assert index.add([short, long]).unchanged == 2
     hit = {hit.id: hit for hit in index.search("word")}["long"]
     assert (hit.n_tokens, hit.n_windows, hit.truncated) == (2500, 3, False)
+    assert index.info()["windowed"] == 1
     report = index.add([short, long], on_too_long="truncate")
     assert (report.unchanged, report.replaced) == (1, 1)
     hit = {hit.id: hit for hit in index.search("word")}["long"]
