@@ -34,8 +34,8 @@ def info(
 
     JSON of an index: {path, documents, tokens, windowed, size_bytes, fingerprint, dimension, created, m2rag_version,
     format, model, lexical, quantization, filterable}; windowed: documents longer than the model takes at once; lexical:
-    language of its words, null where it has none; filterable: metadata fields that filters are fast on, and their kind. JSON of a model: {model, backend, device, dtype,
-    parameters, dimension, max_tokens, fingerprint, ...}.
+    language of its words, null where it has none; filterable: metadata fields that filters are fast on, and their
+    kind. JSON of a model: {model, backend, device, dtype, parameters, dimension, max_tokens, fingerprint, ...}.
     """
     if (index is None) == (model is None):
         raise typer.BadParameter("give either --index or --model")
