@@ -15,11 +15,13 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from m2rag._optional import require
 from m2rag.errors import IndexNotFoundError, InvalidInputError, M2RagError
@@ -262,6 +264,8 @@ def _connected(ray: Any, address: str | None) -> Iterator[bool]:
         address = "local"
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers over the network
         options |= {"include_dashboard": False, "object_store_memory": OBJECT_STORE_BYTES}
+    else:
+        _check_listening(address)
     try:
         ray.init(address=address, **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
@@ -270,6 +274,16 @@ def _connected(ray: Any, address: str | None) -> Iterator[bool]:
         yield address == "local"
     finally:
         ray.shutdown()
+
+
+def _check_listening(address: str) -> None:
+    """Ray itself tries for minutes, and is not heard while it does."""
+    parts = urlsplit(address if "://" in address else f"//{address}")
+    try:
+        if parts.hostname and parts.port:
+            socket.create_connection((parts.hostname, parts.port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise M2RagError(f"there is no Ray cluster at {address!r}: {error}") from error
 
 
 def _pool(

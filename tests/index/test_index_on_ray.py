@@ -6,8 +6,10 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import types
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -19,7 +21,7 @@ import pytest
 from fake_embedder import HashEmbedder
 from support.qdrant_server import QdrantTestServer
 
-from m2rag.errors import DocumentError, IndexMismatchError, InvalidInputError, StoreError
+from m2rag.errors import DocumentError, IndexMismatchError, InvalidInputError, M2RagError, StoreError
 from m2rag.index import AddProgress, Document, Failure, LongDocumentIndex, Outcome, on_ray
 from m2rag.index.documents import AddReport, point_id
 from m2rag.index.ingest import Monitor
@@ -281,6 +283,17 @@ def test_counts_of_other_processes() -> None:
 def test_bad_arguments_are_told_before_anything_starts(options: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInputError, match=said):
         add_with_ray(**{"place": "http://127.0.0.1:1/x", "sources": [], **options})
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:no"])
+def test_no_cluster_is_told_at_once(collection_url: str, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for minutes."""
+    stand_in = types.SimpleNamespace(is_initialized=lambda: False)
+    monkeypatch.setattr(on_ray, "require", lambda module, extra: stand_in)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+    with pytest.raises(M2RagError, match="there is no Ray cluster at"):
+        add_with_ray(collection_url, Document("a", "text"), embedder=HashEmbedder, address=address.format(port))
 
 
 class Cluster:
