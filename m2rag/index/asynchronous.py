@@ -96,6 +96,7 @@ class AsyncLongDocumentIndex(Generic[Index]):
         *,
         on_too_long: str = "window",
         batch_tokens: int = BATCH_TOKENS,
+        live: bool = False,
         progress: Callable[[AddProgress], None] | None = None,
     ) -> AddReport:
         """Index documents; see `LongDocumentIndex.add`. `progress` is called in the worker thread."""
@@ -104,6 +105,7 @@ class AsyncLongDocumentIndex(Generic[Index]):
             documents_or_paths,
             on_too_long=on_too_long,
             batch_tokens=batch_tokens,
+            live=live,
             progress=progress,
         )
 
@@ -178,6 +180,10 @@ class AsyncLongDocumentIndex(Generic[Index]):
     async def make_filterable(self, field: str, kind: FieldKind) -> None:
         """Give a metadata field an index; see `LongDocumentIndex.make_filterable`."""
         await in_thread(self._index.make_filterable, field, kind)
+
+    async def optimize(self) -> None:
+        """Build what makes searches fast; see `LongDocumentIndex.optimize`."""
+        await in_thread(self._index.optimize)
 
     async def snapshot(self, file: str | Path) -> None:
         """Write the index into one new file; see `LongDocumentIndex.snapshot`."""

@@ -18,7 +18,7 @@ from m2rag.errors import InvalidInputError, NonFiniteError, StoreError
 from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Stored, point_id
 from m2rag.index.embedding import Embedder
 from m2rag.index.filters import METADATA, MetadataFilter, filterable_fields, metadata_filter
-from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, make_hits
+from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, Query, make_hits
 from m2rag.index.ingest import DOC, LEXICAL, PASSAGES, Ingest, Monitor, check_embedder, mismatch
 from m2rag.index.maintenance import delete_from, write_snapshot_of
 from m2rag.index.modes import Mode, check_numbers, checked_order
@@ -122,6 +122,7 @@ class LongDocumentIndex:
         *,
         on_too_long: str = "window",
         batch_tokens: int = BATCH_TOKENS,
+        live: bool = False,
         progress: Callable[[AddProgress], None] | None = None,
     ) -> AddReport:
         """Index documents: new ones are added, changed ones replaced, unchanged ones left alone.
@@ -137,6 +138,7 @@ class LongDocumentIndex:
                 of the text), "truncate" (its beginning) or "error" (report it). A document that was cut or windowed
                 counts as changed when this changes.
             batch_tokens: how much to embed and store in one go.
+            live: for a process that must go on answering: what would hold up its other threads is left to `optimize`.
             progress: called as work goes on, by one thread at a time, not always by this one.
 
         Returns:
@@ -154,7 +156,7 @@ class LongDocumentIndex:
         monitor = Monitor(report, total, progress)
         ingest = self._ingest(on_too_long, batch_tokens, monitor)
         with self._writing:
-            self._run(ingest, read(items), batch_tokens, report)
+            self._run(ingest, read(items), batch_tokens, report, live)
         return self._finished(report, monitor)
 
     def sync(
@@ -207,6 +209,14 @@ class LongDocumentIndex:
         report.deleted.sort()
         return self._finished(report, monitor)
 
+    def optimize(self) -> None:
+        """Build what makes searches in many documents fast, where that is worth while; `add` and `sync` end with this.
+
+        In a folder it stops all threads of the process for the while, up to minutes after much was added.
+        """
+        with self._writing:
+            self._store.optimize()
+
     def _ingest(self, on_too_long: str, batch_tokens: int, monitor: Monitor) -> Ingest:
         if on_too_long not in POLICIES:
             raise InvalidInputError(f"on_too_long must be one of {', '.join(POLICIES)}, not {on_too_long!r}")
@@ -216,14 +226,19 @@ class LongDocumentIndex:
         return Ingest(self._store, self._embedder, on_too_long, monitor)
 
     def _run(
-        self, ingest: Ingest, documents: Iterable[Document | Failure], batch_tokens: int, report: AddReport
+        self,
+        ingest: Ingest,
+        documents: Iterable[Document | Failure],
+        batch_tokens: int,
+        report: AddReport,
+        live: bool = False,
     ) -> None:
         try:
             ingest.run(documents, batch_tokens)
         finally:
             self._store.flush()
         if report.added or report.replaced:
-            self._store.optimize()
+            self._store.optimize(live=live)
 
     def _finished(self, report: Report, monitor: Monitor) -> Report:
         report.seconds = monitor.seconds
@@ -262,7 +277,8 @@ class LongDocumentIndex:
             filter: metadata fields and the value each must have, a range or several values: `{"year": 2020}`, `{"year":
                 {"gte": 2015, "lt": 2020}}`, `{"suffix": {"in": [".pdf", ".md"]}}`. Dates are strings in ISO 8601. All
                 must hold; a list in the metadata matches by any of its items.
-            passages: also find the passages of each hit that are nearest to the query.
+            passages: also find the passages of each hit that fit the query best: by their vectors, their words (BM25
+                among the document's passages) or both, as the mode has it.
             n_passages: at most how many per hit; they do not overlap.
 
         Returns:
@@ -293,7 +309,8 @@ class LongDocumentIndex:
         order = checked_order(mode, weights, rescore, no_words=self._no_words())
         vector = self._query_vector(query)
         points, scores = Search(self._store, rankings, query, vector, order).best(k)
-        return make_hits(self._store, points, scores, vector, n_passages)
+        asked = Query(query, vector, order.mode, self._bm25 or _bm25_of(language_of_words(self._store)))
+        return make_hits(self._store, points, scores, asked, n_passages)
 
     def _no_words(self) -> str | None:
         """Why documents cannot be found by their words; None if they can."""
@@ -463,6 +480,14 @@ def index_schema(
 def language_of_words(store: VectorStore) -> str | None:
     """Language in which a store's documents can be found by their words; None if they cannot."""
     return store.text_language if isinstance(store, TextStore) else store.manifest.lexical
+
+
+def _bm25_of(language: str | None) -> Bm25 | None:
+    """For the words of passages; None also for a language that only the store knows."""
+    try:
+        return Bm25(language) if language else None
+    except InvalidInputError:
+        return None
 
 
 def _stored(payload: Mapping[str, Any]) -> Stored:

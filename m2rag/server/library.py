@@ -155,6 +155,7 @@ class Library:
         self._stopping = False
         self._tally = _Tally(clock(), ended=clock())
         self._fields: dict[str, list[Scalar]] | None = None
+        index.optimize()  # now, as it may stop all threads: while documents are added nothing of it is done
         self._thread = threading.Thread(target=self._work, daemon=True, name="m2rag-library")
         self._thread.start()
 
@@ -349,7 +350,11 @@ class Library:
             follow = partial(self._follow, self._tally.tokens)
             try:
                 self.index.add(
-                    self._feed(), on_too_long=self._on_too_long, batch_tokens=self._batch_tokens, progress=follow
+                    self._feed(),
+                    on_too_long=self._on_too_long,
+                    batch_tokens=self._batch_tokens,
+                    live=True,
+                    progress=follow,
                 )
             except M2RagError as error:
                 logger.error("indexing failed: %s", error)

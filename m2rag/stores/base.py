@@ -260,8 +260,11 @@ class VectorStore(Protocol):
         """Make everything written so far survive a power failure too."""
         ...
 
-    def optimize(self) -> None:
-        """Let the engine build or merge its search structures where it finds that worth while."""
+    def optimize(self, *, live: bool = False) -> None:
+        """Let the engine build or merge its search structures where it finds that worth while.
+
+        With `live` only what does not stop the other threads of this process for long.
+        """
         ...
 
     def size_bytes(self) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import qdrant_edge as engine
 
@@ -37,6 +39,18 @@ class Bm25:
     def query(self, text: str) -> SparseVector:
         """Of a query; empty if it has no words but stop words."""
         return _vector(self._bm25.embed_query(text))
+
+    def scores(self, texts: Sequence[str], query: str) -> np.ndarray:
+        """(N,) float64: BM25 of each text for the query, with words' rarity counted among these texts; 0 for none."""
+        wanted = self.query(query).indices
+        weights = np.zeros((len(texts), len(wanted)))
+        for row, text in zip(weights, texts, strict=True):
+            vector = self.document(text)
+            _, in_wanted, in_text = np.intersect1d(wanted, vector.indices, return_indices=True)
+            row[in_wanted] = vector.values[in_text]
+        having = (weights > 0).sum(axis=0)
+        rarity = np.log1p((len(texts) - having + 0.5) / (having + 0.5))
+        return weights @ rarity
 
 
 def _vector(vector: engine.SparseVector) -> SparseVector:

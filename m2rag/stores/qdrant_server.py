@@ -341,7 +341,7 @@ class QdrantServerStore:
         """Nothing to do: what a server has acknowledged is in its write-ahead log."""
         self._open_client()
 
-    def optimize(self) -> None:
+    def optimize(self, *, live: bool = False) -> None:
         """Nothing to do: a server optimizes by itself."""
         self._open_client()
 

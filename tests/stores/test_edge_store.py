@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import numpy as np
 import pytest
+import qdrant_edge as engine
 
 from m2rag.errors import IndexLockedError, IndexNotFoundError, InvalidInputError, StoreError
 from m2rag.stores import EdgeStore, Manifest, Point, Schema, VectorSpec, VectorStore, open_store
@@ -119,6 +121,21 @@ def test_approximate_and_exact_search_agree(store: EdgeStore, monkeypatch: pytes
     exact = [p.id for p in store.query("doc", vectors[7], limit=10)]
     monkeypatch.setattr("m2rag.stores.qdrant_edge.EXACT_UP_TO", 0)
     assert [p.id for p in store.query("doc", vectors[7], limit=10)] == exact
+
+
+def test_while_a_process_is_live_nothing_is_optimized(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = engine.EdgeOptimizersConfig(indexing_threshold=1)
+    monkeypatch.setattr("m2rag.stores.qdrant_edge.engine.EdgeConfig", partial(engine.EdgeConfig, optimizers=small))
+    store = EdgeStore(folder, create=NEW)
+    vectors = np.random.default_rng(1).normal(size=(500, 8)).astype(np.float32)
+    store.upsert([Point(UUID(int=i), {"doc": v}, {"id": str(i), "n_tokens": 1}) for i, v in enumerate(vectors)])
+    found = []
+    for live in (True, False):
+        store.optimize(live=live)
+        assert (store._shard.info().indexed_vectors_count > 0) != live
+        found.append([(point.id, point.score) for point in store.query("doc", vectors[3], limit=9)])
+    assert found[0] == found[1]
+    store.close()
 
 
 def test_filter_paths_with_unusual_names(store: EdgeStore) -> None:

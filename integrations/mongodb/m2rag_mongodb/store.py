@@ -384,7 +384,7 @@ class MongoStore:
         """Nothing to do: a majority of the servers has acknowledged what was written."""
         self._check_open()
 
-    def optimize(self) -> None:
+    def optimize(self, *, live: bool = False) -> None:
         """Wait until searches find what was written last, for `ready_seconds` at most; then log that they do not yet.
 
         A search index learns of documents some time after they are written: without this, a search right after an
