@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from fake_embedder import HashEmbedder
 from m2rag.errors import IndexLockedError
 from m2rag.index import LongDocumentIndex
 from m2rag.index.documents import point_id
-from m2rag.stores import EdgeStore
+from m2rag.stores import EdgeStore, SparseVector
 
 WORKER = Path(__file__).with_name("index_worker.py")
 N_DOCUMENTS = 24
@@ -73,8 +75,10 @@ def contents(index: Path) -> dict[str, Any]:
         vectors=("doc", "passages"),
     )
     assert len(points) == store.count() == len(ids)
+    words = {record.id: record.vector["lexical"] for record in store._shard.retrieve(list(points), False, ["lexical"])}
     store.close()
-    return {point.payload["id"]: point for point in points.values()}
+    sparse = {id: SparseVector(np.array(one.indices), np.array(one.values)) for id, one in words.items()}
+    return {point.payload["id"]: replace(point, sparse={"lexical": sparse[id]}) for id, point in points.items()}
 
 
 def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
@@ -84,6 +88,10 @@ def assert_same(left: dict[str, Any], right: dict[str, Any]) -> None:
         assert (point.id, point.payload) == (other.id, other.payload)
         for name in ("doc", "passages"):
             np.testing.assert_array_equal(point.vectors[name], other.vectors[name])
+        words, others = point.sparse["lexical"], other.sparse["lexical"]
+        assert dict(zip(words.indices, words.values, strict=True)) == dict(
+            zip(others.indices, others.values, strict=True)
+        )
 
 
 def test_killed_at_any_moment_and_run_again_it_is_the_same_index(tmp_path: Path, docs: Path) -> None:
@@ -113,6 +121,51 @@ def test_killed_at_any_moment_and_run_again_it_is_the_same_index(tmp_path: Path,
     assert report.unchanged == n_before and report.failed == []
     assert len(embedder.embedded) == N_DOCUMENTS - n_before, "something was embedded twice"
     assert_same(contents(killed), contents(uninterrupted))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A folder of documents in their last form, and what an index holds that nothing happened to."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    docs = write(folder / "docs", "last")
+    with LongDocumentIndex(folder / "index", HashEmbedder()) as index:
+        assert index.add(docs).added == N_DOCUMENTS
+    return docs, contents(folder / "index")
+
+
+def write(folder: Path, form: str) -> Path:
+    folder.mkdir()
+    for i in range(N_DOCUMENTS):
+        text = f"Document {i} in its {form} form is about w{i}. It has {i * i} words of wisdom.\n" * (1 + i % 5)
+        (folder / f"{i:02}.txt").write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[] if seed < 3 else [pytest.mark.slow]) for seed in range(20)]
+)
+def test_killed_at_a_random_moment(tmp_path: Path, undisturbed: tuple[Path, dict[str, Any]], seed: int) -> None:
+    """While it reads, embeds and writes at once, new documents or new forms of them, with `add` or `sync`."""
+    draw = random.Random(seed)
+    index, (docs, expected) = tmp_path / "index", undisturbed
+    if seed % 2:
+        with LongDocumentIndex(index, HashEmbedder()) as opened:
+            opened.add(write(tmp_path / "docs", "first"))
+            # The same files as far as the index knows: a document that moved is followed.
+        (tmp_path / "docs").rename(tmp_path / "gone")
+    process = start(draw.choice(["add", "sync"]), index, docs, seconds=draw.choice([0.0, 0.02, 0.05]))
+    done = wait_for(process, draw.randrange(N_DOCUMENTS))
+    time.sleep(draw.random() * 0.1)
+    process.kill()
+    process.communicate()
+    there = contents(index)
+    finished = sum(id in there and there[id].payload["text"] == expected[id].payload["text"] for id in expected)
+    assert finished >= done, "what was counted as done got lost"
+    embedder = HashEmbedder()
+    with LongDocumentIndex(index, embedder) as opened:
+        report = opened.sync(docs)
+    assert (report.unchanged, len(embedder.embedded)) == (finished, N_DOCUMENTS - finished) and not report.failed
+    assert_same(contents(index), expected)
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.05, 0.15, 0.3, 0.5])
