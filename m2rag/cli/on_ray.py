@@ -37,7 +37,7 @@ ADDRESS = Annotated[
     typer.Option(
         "--address",
         metavar="ADDRESS",
-        help="With ray: of the cluster, auto or ray://HOST:10001. Default: RAY_ADDRESS, else a Ray on this machine.",
+        help="With ray: of the cluster, auto or HOST:6379. Default: RAY_ADDRESS, else a Ray on this machine.",
         show_default=False,
     ),
 ]

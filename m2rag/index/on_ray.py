@@ -92,7 +92,7 @@ def add_with_ray(
         embedder: makes the embedder, instead of `model`, `device` and `dtype`; called once in every actor.
         lexical, quantization, filterable: of a new index, as `LongDocumentIndex` takes them.
         on_too_long, batch_tokens: as its `add` takes them. `batch_tokens` is also what is done again if a worker dies.
-        address: of the Ray cluster: "auto" for the one this machine belongs to, "ray://HOST:10001" for another.
+        address: of the Ray cluster: "auto" for the one this machine belongs to, or its head, "HOST:6379".
             Default: the environment variable RAY_ADDRESS, else a Ray on this machine for the time of the call. If
             `ray.init` was called before, that one is used.
         actors: how many embed and write. Default: as many as the cluster has room for.
