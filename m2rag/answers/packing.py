@@ -186,18 +186,20 @@ def _parts(found: Sequence[Found], question: str) -> list[list[Part]]:
     if without:
         spans = {number: _cut(found[number].text) for number in without}
         texts = [found[number].text[start:end] for number in without for start, end in spans[number]]
-        scores = iter(_scores_by_words(texts, question))
+        scores = iter(Bm25().scores(texts, question).tolist())
         for number in without:
             given[number] = [Part(start, end, next(scores)) for start, end in spans[number]]
     return given
 
 
 def _by_passages(found: Found) -> list[Part]:
-    passages = sorted(found.hit.passages, key=lambda passage: passage.start)
-    starts = [0, *(passage.start for passage in passages[1:]), len(found.text)]
+    # Within the document the order of the hit counts, among documents the cosines: the first passage gets the highest.
+    scores = sorted((passage.score for passage in found.hit.passages), reverse=True)
+    passages = sorted(zip(found.hit.passages, scores, strict=True), key=lambda pair: pair[0].start)
+    starts = [0, *(passage.start for passage, _ in passages[1:]), len(found.text)]
     return [
-        Part(start, end, passage.score)
-        for start, end, passage in zip(starts, starts[1:], passages, strict=False)
+        Part(start, end, score)
+        for start, end, (_, score) in zip(starts, starts[1:], passages, strict=False)
         if start < end
     ]
 
@@ -216,20 +218,6 @@ def _cut(text: str) -> list[tuple[int, int]]:
         spans.append((start, end))
         start = end
     return spans
-
-
-def _scores_by_words(texts: Sequence[str], question: str) -> list[float]:
-    """BM25 of each text for the question, rarity counted among these texts."""
-    bm25 = Bm25()
-    wanted = bm25.query(question).indices
-    weights = np.zeros((len(texts), len(wanted)))
-    for row, text in zip(weights, texts, strict=True):
-        vector = bm25.document(text)
-        _, in_wanted, in_text = np.intersect1d(wanted, vector.indices, return_indices=True)
-        row[in_wanted] = vector.values[in_text]
-    having = (weights > 0).sum(axis=0)
-    rarity = np.log1p((len(texts) - having + 0.5) / (having + 0.5))
-    return (weights @ rarity).tolist()
 
 
 def _stripped(text: str, start: int, end: int) -> tuple[int, int]:

@@ -37,7 +37,14 @@ class Document:
 
 @dataclass(frozen=True)
 class Passage:
-    """A part of a document: `text == document.text[start:end]`; score is its cosine to the query."""
+    """A part of a document.
+
+    Attributes:
+        text: `document.text[start:end]`.
+        start, end: its characters.
+        score: its cosine to the query. In hybrid and lexical mode passages are chosen by their words too, so that the
+            first need not have the highest.
+    """
 
     text: str
     start: int
@@ -54,7 +61,8 @@ class Hit:
         score: what hits are ordered by; which number that is depends on the mode of the search.
         document_score: cosine of query and whole document.
         title: its title, if it has one.
-        passages: its best passages that do not overlap, best first; empty if they were not asked for.
+        passages: its best passages that do not overlap, those first that fit the query best; empty if they were not
+            asked for.
         metadata: as given when it was added.
         n_tokens: its length in tokens.
         n_windows: windows it was embedded in (1 unless it was longer than the model takes).

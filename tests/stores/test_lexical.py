@@ -29,3 +29,11 @@ def test_languages() -> None:
     assert german.query("und der").indices.size == 0 < Bm25().query("und der").indices.size
     with pytest.raises(InvalidInputError, match="klingon"):
         Bm25("klingon")
+
+
+def test_texts_compared_by_the_words_of_a_query() -> None:
+    texts = ["cats sleep", "cats purr and cats sleep", "a dog barks", "cats", ""]
+    scores = Bm25().scores(texts, "do cats bark")
+    # Rare among these texts is worth more than repeated, short more than long.
+    assert (-scores).argsort(kind="stable").tolist() == [2, 1, 3, 0, 4] and scores[4] == 0
+    assert not Bm25().scores(texts, "is it the").any() and Bm25().scores([], "cats").shape == (0,)
