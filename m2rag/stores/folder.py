@@ -24,7 +24,7 @@ class FolderLock:
     """
 
     def __init__(self, folder: Path) -> None:
-        path = folder / LOCK_FILE
+        path = self._path = folder / LOCK_FILE
         try:
             self._file: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -43,6 +43,14 @@ class FolderLock:
             ) from error
         os.ftruncate(self._file, 0)
         os.write(self._file, str(os.getpid()).encode("ascii"))
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether the folder is still the one that was locked: neither removed nor put in place of another."""
+        try:
+            return self._file is not None and os.path.samestat(os.fstat(self._file), os.stat(self._path))
+        except OSError:
+            return False
 
     def release(self) -> None:
         """Let others open the folder."""

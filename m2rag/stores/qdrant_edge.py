@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +26,15 @@ from m2rag.stores.qdrant import (
     conditions,
     field_key,
     field_path,
+    request_bytes,
 )
 from m2rag.stores.snapshots import SHARD, write_snapshot
 
+logger = logging.getLogger(__name__)
+
 UNFINISHED_SHARD = "shard.unfinished"
+RESERVED_BYTES = 64 << 20
+"""Room a disk must have before a write; the engine's files grow by 32 MB at a time."""
 
 _QUANTIZED: dict[str, Any] = {
     "scalar": lambda: engine.ScalarQuantizationConfig(engine.ScalarType.Int8, memory=engine.Memory.Pinned),
@@ -99,6 +105,9 @@ class EdgeStore:
                 or the engine failed.
         """
         check_points(points, self._manifest.dimension, self.location)
+        self._check_there()
+        if self._shard is not None:
+            self._check_room(sum(map(request_bytes, points)))
         records = [engine.Point(point.id, cast(Any, _vectors(point)), dict(point.payload)) for point in points]
         mode = engine.UpdateMode.InsertOnly if insert_only else None
         with self._engine("write") as shard:
@@ -183,11 +192,13 @@ class EdgeStore:
 
     def delete(self, ids: Sequence[UUID]) -> None:
         """Remove points; ids that are not stored are ignored."""
+        self._check_there()
         with self._engine("delete") as shard:
             shard.update(engine.UpdateOperation.delete_points(list(ids)))
 
     def flush(self) -> None:
         """Write everything to disk: what was written so far survives a power failure too."""
+        self._check_there()
         with self._engine("flush") as shard:
             shard.flush()
 
@@ -199,8 +210,13 @@ class EdgeStore:
         against 2.1 ms among 20,000 documents, 384 dimensions).
         """
         with self._engine("optimize") as shard:
-            if not live:
-                shard.optimize()
+            if live:
+                return
+            # What is merged is written anew before the old is removed.
+            if shutil.disk_usage(self._folder).free < self.size_bytes() + RESERVED_BYTES:
+                logger.warning("%s is not optimized: the disk has too little room for it", self.location)
+                return
+            shard.optimize()
 
     def snapshot(self, file: Path) -> None:
         """Write the folder into a new file, all of it or none; nothing may be written to the store meanwhile.
@@ -278,6 +294,20 @@ class EdgeStore:
             shutil.rmtree(leftover, ignore_errors=True)
         with _translated("open", self.location):
             self._shard = engine.EdgeShard.load(str(shard))
+
+    def _check_there(self) -> None:
+        """Before a write the folder must be ours still: into one that was removed the engine writes without a word."""
+        if self._shard is not None and (self._lock is None or not self._lock.is_in_place):
+            raise StoreError(f"the index at {self.location} is gone: its folder was removed or replaced meanwhile")
+
+    def _check_room(self, n_bytes: int) -> None:
+        """The disk must have room: the engine writes through mapped memory, and a full disk ends the process there."""
+        free, needed = shutil.disk_usage(self._folder).free, RESERVED_BYTES + n_bytes
+        if free < needed:
+            raise StoreError(
+                f"the disk of the index at {self.location} is full: {free / 1e6:,.0f} MB are free, and "
+                f"{needed / 1e6:,.0f} are needed to go on safely. What was stored is safe; make room and run it again"
+            )
 
     @contextmanager
     def _engine(self, doing: str) -> Iterator[Any]:

@@ -279,6 +279,7 @@ def test_maintenance_changes_nothing(filled: Pair) -> None:
     before = on_both(filled, lambda store: store.query("doc", POINTS[0].vectors["doc"], limit=40))
     for store in filled:
         store.flush()
+        store.optimize(live=True)
         store.optimize()
     assert_answers(before, on_both(filled, lambda store: store.query("doc", POINTS[0].vectors["doc"], limit=40)))
 
@@ -297,6 +298,9 @@ def test_closed(own: Pair) -> None:
         lambda store: store.values("id"),
         lambda store: store.flush(),
         lambda store: store.optimize(),
+        lambda store: store.optimize(live=True),
+        lambda store: store.filterable(),
+        lambda store: store.make_filterable(("metadata", "number"), "integer"),
     ]
     for call in calls:
         assert on_both(own, call) == (StoreError, "the index at HERE is closed")
