@@ -1,11 +1,10 @@
 """What runs in Ray's processes when documents are indexed by many: `read_groups` in tasks, `Writer` in actors.
 
-Rows between them hold one value, bytes: Ray would turn documents into tables and their metadata into columns.
+Rows between them hold one value in a wrapper: bare documents Ray would turn into tables, their metadata into columns.
 """
 
 from __future__ import annotations
 
-import pickle
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -20,7 +19,14 @@ from m2rag.index.ingest import Ingest, Monitor, Pending, check_embedder, checked
 from m2rag.index.sources import Item, read
 from m2rag.stores import VectorStore, open_store
 
-Row = dict[str, bytes]
+Row = dict[str, "Held"]
+
+
+class Held:
+    """A value that Ray takes as it is."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
 
 
 @dataclass
@@ -113,12 +119,12 @@ class Task:
 
 def pack(value: Any) -> Row:
     """A value as a row."""
-    return {"value": pickle.dumps(value, protocol=pickle.HIGHEST_PROTOCOL)}
+    return {"value": Held(value)}
 
 
 def unpack(row: Row) -> Any:
     """The value of a row that `pack` made."""
-    return pickle.loads(row["value"])
+    return row["value"].value
 
 
 def read_groups(row: Row, batch_tokens: int) -> Iterator[Row]:
@@ -127,7 +133,7 @@ def read_groups(row: Row, batch_tokens: int) -> Iterator[Row]:
     told = Told()
     monitor = Monitor(AddReport(), None, told.listen)
     for group in grouped(checked(read(items), monitor), batch_tokens):
-        yield pack((group, told))
+        yield pack((group, Told(told.outcomes)))
         told.outcomes = []
     if told.outcomes:
         yield pack(([], told))
