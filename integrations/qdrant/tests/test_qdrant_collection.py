@@ -61,7 +61,7 @@ def test_made_by_hand_from_the_config(qdrant: QdrantClient, collection: str) -> 
     made = DocumentCollection.on_server(qdrant, collection, HashEmbedder(), create=False)
     made.add(DOCUMENTS[:3])
     assert made.ids() == [document.id for document in DOCUMENTS[:3]]
-    assert set(qdrant.get_collection(collection).payload_schema) == {"id", "n_tokens"}
+    assert set(qdrant.get_collection(collection).payload_schema) == {"id", "n_tokens", "n_windows"}
 
 
 def test_options_that_are_wrong(qdrant: QdrantClient, collection: str) -> None:
