@@ -61,8 +61,15 @@ def test_the_search_example(tmp_path, monkeypatch, capsys):
     (tmp_path / "papers" / "delivery.txt").write_text("The carrier answers for late delivery of the goods. " * 30)
     (tmp_path / "papers" / "law.txt").write_text("§ 437 BGB names the rights of the buyer. " * 30)
     monkeypatch.chdir(tmp_path)
-    [code] = snippets("The index")
+    code, filters = snippets("The index")
     scope: dict = {}
     exec(compile(code, str(README), "exec"), scope)
     assert capsys.readouterr().out == "('hybrid', 'dense', 'lexical')\n"
     assert [hit.id for hit in scope["hits"]][0] == "delivery.txt"
+
+    from m2rag import LongDocumentIndex, M2Embedder
+
+    with LongDocumentIndex("papers.m2rag", M2Embedder()) as index:
+        for line in filters.strip().splitlines():
+            eval(line, {"index": index})
+        assert index.search("late delivery", filter={"suffix": {"in": [".pdf", ".txt"]}})
