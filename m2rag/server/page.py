@@ -222,7 +222,7 @@ def page_router(library: Library) -> APIRouter:
         "/api/documents/{id:path}",
         status_code=202,
         response_model=UploadAnswer,
-        responses=_errors(400, 408, 413, 415, 429, 503),
+        responses=_errors(400, 404, 408, 413, 415, 429, 503),  # 404: a name with a line break is no path
         openapi_extra={
             "requestBody": {
                 "required": True,
