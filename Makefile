@@ -1,4 +1,4 @@
-# make demo · make test · make lint · make bench: each sets up .venv by itself when it is missing.
+# make demo · make test · make lint · make docs · make bench: each sets up .venv by itself when it is missing.
 
 PYTHON ?= python3
 VENV := .venv
@@ -7,14 +7,16 @@ STAMP := $(VENV)/.installed
 # Each distribution under integrations/ brings a `test` extra and its own settings for pytest and mypy.
 INTEGRATIONS := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 STAMP_ALL := $(VENV)/.installed-integrations
+STAMP_DOCS := $(VENV)/.installed-docs
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench quality clean
+.PHONY: help demo test lint docs bench quality clean
 
 help:
 	@echo "make demo    index 40 long documents and answer questions about them (no network after set-up)"
 	@echo "make test    the test suite"
 	@echo "make lint    ruff and mypy"
+	@echo "make docs    the documentation site, in site/"
 	@echo "make bench   speed and memory on this machine's CPU, against the reference algorithm and BERT-base (15 minutes)"
 
 $(STAMP): pyproject.toml constraints.txt
@@ -26,6 +28,11 @@ $(STAMP_ALL): $(STAMP) $(INTEGRATIONS:=/pyproject.toml)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$(foreach folder,$(INTEGRATIONS),-e './$(folder)[test]')
 	touch $(STAMP_ALL)
+
+$(STAMP_DOCS): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs,train]'
+	touch $(STAMP_DOCS)
 
 demo: $(STAMP)
 	$(BIN)/m2rag demo
@@ -42,8 +49,14 @@ lint: $(STAMP_ALL)
 	$(BIN)/mypy
 	set -e; for folder in $(INTEGRATIONS); do (cd $$folder && $(abspath $(BIN))/mypy); done
 
+# The theme's makers announce another product at every build.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(STAMP_DOCS)
+	$(BIN)/python -m mkdocs build --strict --quiet
+	@echo "site/index.html"
+
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cpu.py
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) build dist site *.egg-info .mypy_cache .ruff_cache .pytest_cache

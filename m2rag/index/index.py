@@ -188,7 +188,7 @@ class LongDocumentIndex:
 
         Raises:
             DocumentError: the folder is missing, unreadable or empty; nothing was done.
-            and what `add` raises.
+            others: as `add` raises them.
         """
         found = FolderSync(folder, allow_empty=allow_empty, only=only)
         report = SyncReport(skipped=found.skipped, dry_run=dry_run)

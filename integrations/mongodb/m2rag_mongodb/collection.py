@@ -127,7 +127,7 @@ class DocumentCollection(LongDocumentIndex):
 
         Raises:
             IndexNotReadyError: a search index is still being built.
-            and what `LongDocumentIndex.search` raises.
+            others: as `LongDocumentIndex.search` raises them.
         """
         rankings = _Rankings(self._mongo, metadata_filter(filter), where, exact)
         return self._search(rankings, query, k, mode, weights, rescore, n_passages if passages else 0)
