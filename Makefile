@@ -31,7 +31,7 @@ $(STAMP_ALL): $(STAMP) $(INTEGRATIONS:=/pyproject.toml)
 
 $(STAMP_DOCS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs,train]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	touch $(STAMP_DOCS)
 
 demo: $(STAMP)
