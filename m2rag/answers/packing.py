@@ -9,14 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from m2rag.answers.results import Found, Source
+from m2rag.index.parts import parts_of, stripped
 from m2rag.stores.lexical import Bm25
 
 Count = Callable[[Sequence[str]], np.ndarray]
 """Tokens of each text, an upper bound: a text never has more than its parts together."""
 
-# Documents whose embedder knows no passages are cut into about so many characters.
-_PART_CHARS = 1_200
-_BREAKS = tuple(map(re.compile, (r"\n[ \t\r]*\n\s*", r"[.!?]\s+", r"\s+")))
 # Passages to begin with, per document on average.
 _SEEDS = 3
 
@@ -59,7 +57,7 @@ class _Document:
             last = first
             while last + 1 in self.chosen:
                 last += 1
-            start, end = _stripped(self.found.text, self.parts[first].start, self.parts[last].end)
+            start, end = stripped(self.found.text, self.parts[first].start, self.parts[last].end)
             if start < end:
                 yield start, end
 
@@ -163,7 +161,7 @@ def _beginning(documents: Sequence[_Document], budget: int, count: Count) -> lis
     """As much of the first document's best part as fits, up to a word's end; nothing if that is no word."""
     for document in documents:
         part = max(document.parts, key=lambda part: part.score)
-        text, start = document.found.text, _stripped(document.found.text, part.start, part.end)[0]
+        text, start = document.found.text, stripped(document.found.text, part.start, part.end)[0]
         low, high = start, part.end
         while low < high:
             middle = (low + high + 1) // 2
@@ -173,7 +171,7 @@ def _beginning(documents: Sequence[_Document], budget: int, count: Count) -> lis
                 high = middle - 1
         if low < part.end and not text[low].isspace():
             low = max((match.start() for match in re.finditer(r"\s", text[start:low])), default=0) + start
-        start, low = _stripped(text, start, low)
+        start, low = stripped(text, start, low)
         if start < low:
             return [(document.found, start, low)]
     return []
@@ -184,7 +182,7 @@ def _parts(found: Sequence[Found], question: str) -> list[list[Part]]:
     given = [_by_passages(one) for one in found]
     without = [number for number, parts in enumerate(given) if not parts]
     if without:
-        spans = {number: _cut(found[number].text) for number in without}
+        spans = {number: parts_of(found[number].text) for number in without}
         texts = [found[number].text[start:end] for number in without for start, end in spans[number]]
         scores = iter(Bm25().scores(texts, question).tolist())
         for number in without:
@@ -193,6 +191,8 @@ def _parts(found: Sequence[Found], question: str) -> list[list[Part]]:
 
 
 def _by_passages(found: Found) -> list[Part]:
+    if not all(passage.own_score for passage in found.hit.passages):
+        return []
     # Within the document the order of the hit counts, among documents the cosines: the first passage gets the highest.
     scores = sorted((passage.score for passage in found.hit.passages), reverse=True)
     passages = sorted(zip(found.hit.passages, scores, strict=True), key=lambda pair: pair[0].start)
@@ -202,28 +202,6 @@ def _by_passages(found: Found) -> list[Part]:
         for start, end, (_, score) in zip(starts, starts[1:], passages, strict=False)
         if start < end
     ]
-
-
-def _cut(text: str) -> list[tuple[int, int]]:
-    """Parts of about `_PART_CHARS`, that end where a paragraph does, else a sentence, else a word."""
-    spans, start = [], 0
-    while start < len(text):
-        end = start + _PART_CHARS
-        if end >= len(text):
-            end = len(text)
-        else:
-            middle = (start + end) // 2
-            ends = (max((match.end() for match in mark.finditer(text, middle, end)), default=0) for mark in _BREAKS)
-            end = next((found for found in ends if found), end)
-        spans.append((start, end))
-        start = end
-    return spans
-
-
-def _stripped(text: str, start: int, end: int) -> tuple[int, int]:
-    """The span without white space at its ends."""
-    part = text[start:end]
-    return start + len(part) - len(part.lstrip()), start + len(part.rstrip())
 
 
 def _list(numbers: np.ndarray) -> list[int]:

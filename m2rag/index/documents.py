@@ -44,12 +44,15 @@ class Passage:
         start, end: its characters.
         score: its cosine to the query. In hybrid and lexical mode passages are chosen by their words too, so that the
             first need not have the highest.
+        own_score: False where the model gives passages no vectors: the passage was chosen by its words alone, in every
+            mode, and `score` is its document's.
     """
 
     text: str
     start: int
     end: int
     score: float
+    own_score: bool = True
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Hit:
         document_score: cosine of query and whole document.
         title: its title, if it has one.
         passages: its best passages that do not overlap, those first that fit the query best; empty if they were not
-            asked for.
+            asked for, or the model gives passages no vectors and no word of the query is in the text.
         metadata: as given when it was added.
         n_tokens: its length in tokens.
         n_windows: windows it was embedded in (1 unless it was longer than the model takes).

@@ -29,6 +29,7 @@ import numpy as np
 from m2rag.index.documents import Hit, Passage
 from m2rag.index.ingest import PASSAGES
 from m2rag.index.modes import Mode
+from m2rag.index.parts import parts_of, stripped
 from m2rag.stores import Point, VectorStore
 from m2rag.stores.lexical import Bm25
 
@@ -74,9 +75,12 @@ def make_hits(
     found: dict[UUID, list[Passage]] = {}
     if n_passages:
         for start in range(0, len(points), READ_AT_ONCE):
-            ids = [point.id for point in points[start : start + READ_AT_ONCE]]
-            full = store.retrieve(ids, payload=("text", "starts", "ends"), vectors=(PASSAGES,))
-            found.update((id, _best_passages(point, query, n_passages)) for id, point in full.items())
+            cosines = {point.id: point.score for point in points[start : start + READ_AT_ONCE]}
+            full = store.retrieve(list(cosines), payload=("text", "starts", "ends"), vectors=(PASSAGES,))
+            found.update(
+                (id, _best_passages(point, query, n_passages) or _by_words(point, query, n_passages, cosines[id]))
+                for id, point in full.items()
+            )
     return [_hit(point, scores[point.id], found.get(point.id, [])) for point in points]
 
 
@@ -100,6 +104,17 @@ def _best_passages(point: Point, query: Query, n: int) -> list[Passage]:
             if len(best) == n:
                 break
     return best
+
+
+def _by_words(point: Point, query: Query, n: int, score: float) -> list[Passage]:
+    """Of a document whose model gives passages no vectors: the parts of its text that hold words of the query."""
+    if query.bm25 is None or point.vectors.get(PASSAGES) is not None:
+        return []
+    text = point.payload["text"]
+    spans = [stripped(text, *span) for span in parts_of(text)]
+    words = query.bm25.scores([text[start:end] for start, end in spans], query.text)
+    best = [spans[i] for i in np.argsort(-words, kind="stable")[:n] if words[i] > 0]
+    return [Passage(text[start:end], start, end, score, own_score=False) for start, end in best]
 
 
 def _fitness(cosines: np.ndarray, query: Query, texts: Sequence[str]) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -113,6 +114,12 @@ def test_documents_without_passages_are_divided_and_chosen_by_words() -> None:
         sources = packed([found], budget, question="How long is a harbour lease?")
         assert any("runs for ninety days" in source.text for source in sources) and cost(sources) <= budget
     assert packed([found], 250, question="?!")
+
+    # What a search shows of such a document are some of its parts, not all, and without scores of their own.
+    shown = [Passage(text[:40], 0, 40, 0.5, own_score=False)]
+    assert packed([Found(replace(found.hit, passages=shown), text)], 250, question="How long is a harbour lease?") == (
+        packed([found], 250, question="How long is a harbour lease?")
+    )
 
 
 def documents() -> st.SearchStrategy[Found]:

@@ -225,4 +225,8 @@ def test_documents_that_came_without_passages(opened: Callable[..., LongDocument
         index.add([Document("a", "Rivers flow."), Document("b", "Rivers stand, and houses.")])
         for mode in MODES:
             hits = index.search("rivers flow", mode=mode, rescore=0.5)  # type: ignore[arg-type]
-            assert [hit.id for hit in hits] == ["a", "b"] and hits[0].passages == []
+            assert [hit.id for hit in hits] == ["a", "b"]
+            # Chosen by their words, and scored as their documents.
+            for hit, text in zip(hits, ("Rivers flow.", "Rivers stand, and houses."), strict=True):
+                assert [(p.text, p.score, p.own_score) for p in hit.passages] == [(text, hit.document_score, False)]
+        assert [hit.passages for hit in index.search("mountains", mode="dense")] == [[], []]

@@ -74,3 +74,24 @@ def test_one_passage(tmp_path: Path) -> None:
     with LongDocumentIndex(tmp_path / "index", Scripted()) as index:
         index.add(Document("one", WORDS))
         assert shown(index, "herons") == [WORDS]
+
+
+@pytest.mark.parametrize("mode", ["hybrid", "dense", "lexical"])
+def test_where_the_model_gives_no_passages_words_choose(mode: Mode, tmp_path: Path) -> None:
+    paragraphs = [f"Paragraph {number}. " + "Nothing of note happens in it. " * 30 for number in range(6)]
+    paragraphs[2] += "A heron waits."
+    paragraphs[4] += "A heron meets a heron."
+    text = "\n\n".join(paragraphs)
+    embedder = HashEmbedder()
+    embedder.has_passages = False  # type: ignore[attr-defined]
+    with LongDocumentIndex(tmp_path / "words", embedder) as index:
+        index.add(Document("birds", text))
+        (hit,) = index.search("Where are herons?", mode=mode)
+        assert [passage.text[-14:] for passage in hit.passages] == ["meets a heron.", "A heron waits."]
+        assert all(text[p.start : p.end] == p.text and len(p.text) < 1200 for p in hit.passages)
+        assert {(p.score, p.own_score) for p in hit.passages} == {(hit.document_score, False)}
+        assert len(index.search("herons", mode=mode, n_passages=1)[0].passages) == 1
+        assert index.search("herons", mode=mode, passages=False)[0].passages == []
+    with LongDocumentIndex(tmp_path / "none", embedder, lexical=None) as index:
+        index.add(Document("birds", text))
+        assert index.search("herons")[0].passages == []

@@ -32,8 +32,9 @@ class M2LongDocumentRetriever(BaseRetriever):
     Metadata of a result: the document's own, and `score`, `document_score`, `document_id`, `n_tokens`, `truncated`,
     `title` if it has one; of a document `passages` (a list of `text`, `start_index`, `end_index`, `score`); of a
     passage `start_index` and `end_index`, its characters in the document. `score` is what the search orders by, of
-    passages the cosine, as is `document_score`. A field of the document that has one of these names is hidden by it:
-    `prefix` puts a word in front of ours.
+    passages the cosine, as is `document_score`. A model that gives passages no vectors leaves their choice to words:
+    then their cosine is their document's. A field of the document that has one of these names is hidden by it: `prefix`
+    puts a word in front of ours.
 
     Example:
         >>> from langchain_m2rag import M2Embeddings, M2LongDocumentRetriever
@@ -42,7 +43,7 @@ class M2LongDocumentRetriever(BaseRetriever):
         >>> retriever = M2LongDocumentRetriever(index=index, k=3, returns="passages")
 
     Raises:
-        ValueError: on use, `returns="passages"` of an index without passages.
+        ValueError: on use, `returns="passages"` of an index with neither passages nor words.
         m2rag.errors.M2RagError: on use, as `LongDocumentIndex.search`.
     """
 
@@ -140,10 +141,10 @@ class M2LongDocumentRetriever(BaseRetriever):
             rescore=self.rescore,
         )
         if returns == "passages":
-            if hits and not any(hit.passages for hit in hits):
+            if hits and self.index.modes == ("dense",) and not any(hit.passages for hit in hits):
                 raise ValueError(
-                    f"the index at {self.index.location} holds no passages: it was made by a model elsewhere, which "
-                    "gives none. Use returns='documents'"
+                    f"the index at {self.index.location} holds no passages, as its model gives none, and no words to "
+                    "choose parts of texts by. Use returns='documents'"
                 )
             return self._passages(hits)[:k]
         return [document for hit in hits if (document := self._document(hit)) is not None]

@@ -194,9 +194,20 @@ def test_a_document_deleted_while_it_is_found(index: LongDocumentIndex, monkeypa
     }
 
 
-def test_an_index_without_passages_says_so(server: EmbeddingServer, tmp_path: Path) -> None:
+def test_passages_of_a_model_that_gives_none_go_by_words(server: EmbeddingServer, tmp_path: Path) -> None:
     remote = M2Embeddings(model="any-model", base_url=server.url)
     with LongDocumentIndex(tmp_path / "index", remote.embedder) as opened:
+        retriever = M2LongDocumentRetriever(index=opened, mode="lexical", returns="passages")
+        retriever.add_documents(DOCUMENTS)
+        (found,) = retriever.invoke("ovens and dough", k=1)
+        assert found.metadata["document_id"] == "bread.txt"
+        assert found.metadata["score"] == found.metadata["document_score"]
+        assert M2LongDocumentRetriever(index=opened, mode="dense", returns="passages").invoke("xylophones") == []
+
+
+def test_an_index_without_passages_says_so(server: EmbeddingServer, tmp_path: Path) -> None:
+    remote = M2Embeddings(model="any-model", base_url=server.url)
+    with LongDocumentIndex(tmp_path / "index", remote.embedder, lexical=None) as opened:
         retriever = M2LongDocumentRetriever(index=opened)
         retriever.add_documents(DOCUMENTS)
         assert [one.metadata["passages"] for one in retriever.invoke(QUERY, k=2)] == [[], []]

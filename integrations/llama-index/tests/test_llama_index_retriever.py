@@ -205,9 +205,19 @@ def test_a_document_deleted_while_it_is_found(index: LongDocumentIndex, monkeypa
     assert len(M2LongDocumentRetriever(index, similarity_top_k=4).retrieve(QUERY)) == 3
 
 
-def test_an_index_without_passages_says_so(server: EmbeddingServer, tmp_path: Path) -> None:
+def test_passages_of_a_model_that_gives_none_go_by_words(server: EmbeddingServer, tmp_path: Path) -> None:
     remote = M2Embedding("any-model", base_url=server.url)
     with LongDocumentIndex(tmp_path / "index", remote.embedder) as opened:
+        retriever = M2LongDocumentRetriever(opened, similarity_top_k=1, mode="lexical", returns="passages")
+        retriever.add_documents(DOCUMENTS)
+        (found,) = retriever.retrieve("ovens and dough")
+        assert found.node.source_node.node_id == "bread.txt" and found.score == found.metadata["document_score"]
+        assert M2LongDocumentRetriever(opened, mode="dense", returns="passages").retrieve("xylophones") == []
+
+
+def test_an_index_without_passages_says_so(server: EmbeddingServer, tmp_path: Path) -> None:
+    remote = M2Embedding("any-model", base_url=server.url)
+    with LongDocumentIndex(tmp_path / "index", remote.embedder, lexical=None) as opened:
         M2LongDocumentRetriever(opened).add_documents(DOCUMENTS)
         assert [hit.metadata["passages"] for hit in M2LongDocumentRetriever(opened).retrieve(QUERY)] == [[], []]
         with pytest.raises(ValueError, match="holds no passages.*returns='documents'"):
