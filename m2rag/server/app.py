@@ -35,6 +35,7 @@ from m2rag.server.guard import Guard
 from m2rag.server.library import Library
 from m2rag.server.metrics import Metrics
 from m2rag.server.page import page_router
+from m2rag.server.presentation import Presentation
 from m2rag.server.settings import ServerSettings
 from m2rag.stores import VectorStore
 
@@ -90,6 +91,7 @@ class Server:
         settings: keys and limits.
         index: folder, URL or open store of the documents behind the page; None: neither page nor documents.
         temporary: whether the documents go when the server does; the page says so.
+        presentation: the page's title, facets and questions; default: it is called m2rag.
         api_key: of the server that `index` is a URL of.
         options: of `M2Embedder`: `max_tokens`, `query_prompt`, `document_prompt`, `normalize`.
 
@@ -105,6 +107,7 @@ class Server:
         settings: ServerSettings | None = None,
         index: str | Path | VectorStore | None = None,
         temporary: bool = False,
+        presentation: Presentation | None = None,
         api_key: str | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
@@ -113,6 +116,7 @@ class Server:
         self.backend = SharedBackend(backend, on_batch=self.metrics.batch)
         self.embeddings = EmbeddingService(self.backend, self.settings, self.metrics, options or {})
         self.library: Library | None = None
+        self._presentation = presentation or Presentation()
         self._index: LongDocumentIndex | None = None
         self._state = "starting"
         try:
@@ -122,6 +126,7 @@ class Server:
                 self.library = Library(
                     self._index,
                     max_tokens=embedder.max_tokens,
+                    facets=tuple(self._presentation.facets),
                     temporary=temporary,
                     max_upload_bytes=self.settings.max_request_bytes,
                 )
@@ -163,7 +168,7 @@ class Server:
         )
         app.include_router(embedding_routes(self.embeddings, _ERRORS))
         if self.library is not None:
-            app.include_router(page_router(self.library))
+            app.include_router(page_router(self.library, self._presentation))
         self._add_monitoring(app)
         _add_error_handlers(app)
         app.add_middleware(Guard, settings=self.settings, on_request=self.metrics.request)

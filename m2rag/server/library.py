@@ -6,12 +6,13 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
-from m2rag.errors import DocumentError, M2RagError
+from m2rag.errors import DocumentError, InvalidInputError, M2RagError
 from m2rag.index import AddProgress, Document, Failure, Hit, LongDocumentIndex, Outcome, Stored, parse_documents
 from m2rag.index.filters import MetadataFilter
 from m2rag.index.index import BATCH_TOKENS
@@ -111,6 +112,7 @@ class Library:
     Args:
         index: where documents go; the caller closes it, after `stop`.
         max_tokens: how many the model takes at once, for the page to tell.
+        facets: metadata fields whose values can be listed, and documents by them.
         temporary: the index goes when the server does, for the page to tell.
         on_too_long: what to do with documents longer than that.
         batch_tokens: how much to embed and store in one go.
@@ -126,6 +128,7 @@ class Library:
         index: LongDocumentIndex,
         *,
         max_tokens: int | None = None,
+        facets: Sequence[str] = (),
         temporary: bool = False,
         on_too_long: str = "window",
         batch_tokens: int = BATCH_TOKENS,
@@ -137,6 +140,7 @@ class Library:
     ) -> None:
         self.index = index
         self.max_tokens = max_tokens
+        self._facets = tuple(facets)
         self.temporary = temporary
         self.max_upload_bytes = max_upload_bytes
         self._on_too_long = on_too_long
@@ -155,6 +159,8 @@ class Library:
         self._stopping = False
         self._tally = _Tally(clock(), ended=clock())
         self._fields: dict[str, list[Scalar]] | None = None
+        self._catalogue: dict[str, dict[str, list[Scalar]]] | None = None  # id -> facet -> values
+        self._version = 0  # of what is in the index
         index.optimize()  # now, as it may stop all threads: while documents are added nothing of it is done
         self._thread = threading.Thread(target=self._work, daemon=True, name="m2rag-library")
         self._thread.start()
@@ -293,9 +299,26 @@ class Library:
         document, known = self.index.get(id), self.index.describe([id])
         return (document, known[0]) if document is not None and known else None
 
-    def documents(self, offset: int, limit: int, prefix: str = "") -> tuple[list[Stored], int]:
-        """Some of the documents whose ids begin with `prefix`, in the order of their ids, and how many there are."""
-        ids = [id for id in self.index.ids() if id.startswith(prefix)]
+    def documents(
+        self, offset: int, limit: int, prefix: str = "", having: Mapping[str, Scalar] | None = None
+    ) -> tuple[list[Stored], int]:
+        """Some of the documents whose ids begin with `prefix`, in the order of their ids, and how many there are.
+
+        Args:
+            having: facets and the value each must have.
+
+        Raises:
+            InvalidInputError: a field is no facet.
+        """
+        if unknown := [name for name in having or {} if name not in self._facets]:
+            facets = ", ".join(self._facets) or "none"
+            raise InvalidInputError(f"documents cannot be listed by {unknown[0]!r}: the facets are {facets}")
+        if having:
+            catalogue = self._read_catalogue()
+            ids = [id for id, values in catalogue.items() if all(_has(values, *one) for one in having.items())]
+        else:
+            ids = self.index.ids()
+        ids = [id for id in ids if id.startswith(prefix)]
         return self.index.describe(ids[offset : offset + limit]), len(ids)
 
     def delete(self, id: str) -> bool:
@@ -315,7 +338,7 @@ class Library:
         finally:
             with self._changed:
                 self._others_turn -= 1
-                self._fields = None
+                self._forget()
                 self._changed.notify_all()
 
     def fields(self) -> dict[str, list[Scalar]]:
@@ -337,6 +360,33 @@ class Library:
         with self._changed:
             self._fields = found
         return found
+
+    def facets(self) -> dict[str, dict[Scalar, int]]:
+        """Each facet's values, sorted, and how many documents have each."""
+        found: dict[str, dict[Scalar, int]] = {name: {} for name in self._facets}
+        for values in self._read_catalogue().values() if found else ():
+            for name, some in values.items():
+                for value in some:
+                    found[name][value] = found[name].get(value, 0) + 1
+        by_kind = {name: sorted(counts, key=lambda value: (str(type(value)), value)) for name, counts in found.items()}
+        return {name: {value: found[name][value] for value in values} for name, values in by_kind.items()}
+
+    def _read_catalogue(self) -> dict[str, dict[str, list[Scalar]]]:
+        """The facets of all documents, in the order of their ids."""
+        with self._changed:
+            known, version = self._catalogue, self._version
+        if known is not None:
+            return known
+        found = {stored.id: _values(stored.metadata, self._facets) for stored in self.index.describe(self.index.ids())}
+        with self._changed:
+            if version == self._version:
+                self._catalogue = found
+        return found
+
+    def _forget(self) -> None:
+        """What was read of all documents: one has changed."""
+        self._version += 1
+        self._fields = self._catalogue = None
 
     # The thread
 
@@ -434,7 +484,7 @@ class Library:
         tally.counts[outcome.state] += 1
         if outcome.cause is not None:
             tally.failures.append(FailedUpload(outcome.id, type(outcome.cause).__name__, str(outcome.cause)))
-        self._fields = None
+        self._forget()
         self._end_if_done()
 
     def _end_if_done(self) -> None:
@@ -462,6 +512,22 @@ class Library:
             raise _full(f"{self._max_waiting:,} files wait to be indexed")
         if self._held_bytes and self._held_bytes + size > self._max_waiting_bytes:
             raise _full(f"{self._held_bytes / 2**20:,.0f} MB of files wait to be indexed")
+
+
+def _values(metadata: Mapping[str, Any], names: Iterable[str]) -> dict[str, list[Scalar]]:
+    """Of each field its plain values; none of a field that is missing."""
+    found: dict[str, list[Scalar]] = {}
+    for name in names:
+        value = metadata.get(name)
+        several = value if isinstance(value, list) else [value]
+        # A list of one value twice, or of 1 and True, would count a document twice.
+        found[name] = list(dict.fromkeys(one for one in several if isinstance(one, (str, int, float, bool))))
+    return found
+
+
+def _has(values: Mapping[str, list[Scalar]], name: str, wanted: Scalar) -> bool:
+    # True is no 1 for the store's filters either.
+    return any(one == wanted and isinstance(one, bool) == isinstance(wanted, bool) for one in values[name])
 
 
 def check_name(id: str) -> None:

@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
+from html import escape
 from importlib.resources import files
 from typing import Annotated, Any, Literal, TypeVar
 
 import anyio
 import anyio.to_thread
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictFloat, StrictInt, StrictStr
+from pydantic import BaseModel, ConfigDict, Field, Json, StrictBool, StrictFloat, StrictInt, StrictStr
 from starlette.requests import ClientDisconnect
 
 from m2rag.errors import InvalidInputError, M2RagError, RemoteError, StoreError
@@ -20,6 +21,7 @@ from m2rag.index.filters import MAX_VALUES
 from m2rag.index.modes import Mode
 from m2rag.server.errors import ApiError
 from m2rag.server.library import MAX_ID_CHARACTERS, Library, check_name
+from m2rag.server.presentation import Presentation
 
 T = TypeVar("T")
 
@@ -75,6 +77,21 @@ class FieldInfo(_Model):
     values: list[str | int | float | bool]
 
 
+class FacetValue(_Model):
+    """A value of a facet, and how many documents have it."""
+
+    value: str | int | float | bool
+    documents: int
+
+
+class FacetInfo(_Model):
+    """A metadata field to choose a value of; `label` is what it is called."""
+
+    name: str
+    label: str
+    values: list[FacetValue]
+
+
 class IndexInfo(_Model):
     """The index, and what can be done with it."""
 
@@ -89,6 +106,8 @@ class IndexInfo(_Model):
     packings: list[str]
     max_upload_bytes: int
     fields: list[FieldInfo]
+    facets: list[FacetInfo]
+    questions: list[str]
 
 
 class UploadAnswer(_Model):
@@ -191,14 +210,15 @@ class SearchAnswer(_Model):
 
 
 class ListQuery(_Model):
-    """Which documents to list."""
+    """Which documents to list; `having`: a JSON object of facets and the value each must have."""
 
     offset: Annotated[int, Field(ge=0, lt=2**31)] = 0
     limit: Annotated[int, Field(ge=1, le=MAX_LISTED)] = 50
     prefix: Annotated[str, Field(max_length=MAX_ID_CHARACTERS)] = ""
+    having: Annotated[Json[dict[str, _Scalar]] | None, Field(max_length=32)] = None
 
 
-def page_router(library: Library) -> APIRouter:
+def page_router(library: Library, presentation: Presentation) -> APIRouter:
     """The routes of the page and of its API.
 
     Errors are raised as `ApiError`, and as FastAPI's `RequestValidationError` for a body or query of a wrong form.
@@ -206,12 +226,12 @@ def page_router(library: Library) -> APIRouter:
     router = APIRouter()
     reading = anyio.CapacityLimiter(_READERS_AT_ONCE)
     deleting = anyio.CapacityLimiter(_DELETERS_AT_ONCE)
-    _add_files(router)
+    _add_files(router, presentation)
 
     @router.get("/api/index", response_model=IndexInfo, responses=_errors(503), tags=["page"])
     async def index() -> Any:
         """The index, and what can be done with it."""
-        return await _in_thread(reading, _index_info, library)
+        return await _in_thread(reading, _index_info, library, presentation)
 
     @router.get("/api/indexing", response_model=ProgressInfo, responses=_errors(), tags=["page"])
     async def indexing() -> Any:
@@ -241,7 +261,9 @@ def page_router(library: Library) -> APIRouter:
     @router.get("/api/documents", response_model=DocumentList, responses=_errors(400, 503), tags=["page"])
     async def documents(query: Annotated[ListQuery, Query()]) -> Any:
         """List documents by id."""
-        found, total = await _in_thread(reading, library.documents, query.offset, query.limit, query.prefix)
+        found, total = await _in_thread(
+            reading, library.documents, query.offset, query.limit, query.prefix, query.having
+        )
         return {"total": total, "documents": [asdict(stored) for stored in found]}
 
     @router.get("/api/documents/{id:path}", response_model=FullDocument, responses=_errors(404, 503), tags=["page"])
@@ -283,13 +305,27 @@ def page_router(library: Library) -> APIRouter:
     return router
 
 
-def _add_files(router: APIRouter) -> None:
+def _add_files(router: APIRouter, presentation: Presentation) -> None:
     folder = files("m2rag.server") / "static"
     for url, (name, media_type) in _FILES.items():
         content = (folder / name).read_bytes()
+        if name == "index.html":
+            content = _presented(content.decode("utf-8"), presentation).encode("utf-8")
         router.add_api_route(
             url, _file_route(content, media_type), methods=["GET", "HEAD"], include_in_schema=False, name=name
         )
+
+
+def _presented(html: str, presentation: Presentation) -> str:
+    """The page under its name: in the file itself, so that no other is seen first."""
+    title, placeholder = escape(presentation.title), escape(presentation.placeholder)
+    for mark, put in (
+        ("<title>m2rag</title>", f"<title>{title}</title>"),
+        ("<span>m2rag</span>", f"<span>{title}</span>"),
+        ('placeholder="Ask in your own words"', f'placeholder="{placeholder}"'),
+    ):
+        html = html.replace(mark, put)
+    return html
 
 
 def _file_route(content: bytes, media_type: str) -> Callable[[Request], Response]:
@@ -340,7 +376,7 @@ async def _received(id: str, request: Request, library: Library) -> bytes:
     return bytes(data)
 
 
-def _index_info(library: Library) -> dict[str, Any]:
+def _index_info(library: Library, presentation: Presentation) -> dict[str, Any]:
     info = library.index.info()
     return {
         "location": info["path"],
@@ -354,6 +390,15 @@ def _index_info(library: Library) -> dict[str, Any]:
         "packings": library.packings,
         "max_upload_bytes": library.max_upload_bytes,
         "fields": [{"name": name, "values": values} for name, values in library.fields().items()],
+        "facets": [
+            {
+                "name": name,
+                "label": presentation.facets[name],
+                "values": [{"value": value, "documents": count} for value, count in values.items()],
+            }
+            for name, values in library.facets().items()
+        ],
+        "questions": list(presentation.questions),
     }
 
 

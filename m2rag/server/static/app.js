@@ -10,6 +10,7 @@ import { Uploads, chosen, dropped } from "./uploads.js";
 const PASSAGES = 8; // per hit: what is marked in the text
 const PER_PAGE = 50;
 const THEME = "m2rag-theme";
+const NAME = document.title;
 const MODES = {
   hybrid: ["Both", "Documents that fit by their meaning or by their words; the best of both comes first."],
   dense: ["By meaning", "Compares your question with whole documents; the words need not be the same."],
@@ -59,7 +60,7 @@ async function apply() {
   showMode();
   if (![...$("k").options].some((option) => Number(option.value) === state.k)) $("k").append(el("option", {}, String(state.k)));
   $("k").value = String(state.k);
-  document.title = state.query ? `${state.query} · m2rag` : "m2rag";
+  document.title = state.query ? `${state.query} · ${NAME}` : NAME;
   await (state.query ? search() : list());
   await openDocument();
 }
@@ -76,6 +77,7 @@ async function loadInfo() {
   $("summary").title = `Index: ${info.location}`;
   $("files").accept = "";
   filters.suggest(info.fields);
+  filters.offer(info.facets);
   drawModes();
   showBlank();
 }
@@ -112,6 +114,8 @@ function showBlank() {
       el("img", { src: "/page/icon.svg", alt: "", width: 56, height: 56 }),
       el("h2", {}, "Open a document to read it here"),
       el("p", {}, "The passages that match your question are marked in the whole text. The map beside it shows where in the document they are."),
+      ...(info.questions.length ? [el("p", { className: "note" }, "Ask, for example:"), el("ul", { className: "questions" }, ...info.questions.map((query) =>
+        el("li", {}, el("button", { type: "button", className: "quiet", onclick: () => go({ query, doc: null }) }, query))))] : []),
       el("p", { className: "note" }, "Drop files or folders anywhere to add them."));
     return;
   }
@@ -136,6 +140,14 @@ function message(text, { bad = false, retry = null } = {}) {
 
 const href = (doc) => address({ doc });
 
+const shownFields = () => info?.facets.map((facet) => facet.name) ?? [];
+
+/** What of the filters narrows a list without a question, as the server takes it. */
+function having() {
+  const chosen = Object.entries(filters.condition ?? {}).filter(([field]) => shownFields().includes(field));
+  return chosen.length ? { having: JSON.stringify(Object.fromEntries(chosen)) } : {};
+}
+
 async function search() {
   const key = address({ doc: null });
   if (found?.key === key) return;
@@ -152,7 +164,7 @@ async function search() {
       signal: control.signal,
     });
     found = { key, hits, query: state.query };
-    $("list").replaceChildren(...hitItems(hits, { query: state.query, mode: modeNow(), href }));
+    $("list").replaceChildren(...hitItems(hits, { query: state.query, mode: modeNow(), href, facets: shownFields() }));
     $("results-title").textContent = hits.length ? plural(hits.length, "hit") : "Nothing found";
     $("results-note").textContent = hits.length ? `${Math.max(1, Math.round(performance.now() - started))} ms` : "";
     const none = state.filters.length ? "No document has all of these filters. Remove one and search again." :
@@ -174,18 +186,18 @@ async function list({ more = false, quiet = false } = {}) {
   const offset = more ? listing.offset + PER_PAGE : 0;
   const limit = quiet ? Math.min(200, listing.offset + PER_PAGE) : PER_PAGE;
   try {
-    const { total, documents } = await request("GET", `/api/documents?${new URLSearchParams({ offset, limit, prefix })}`);
+    const { total, documents } = await request("GET", `/api/documents?${new URLSearchParams({ offset, limit, prefix, ...having() })}`);
     if (state.query) return; // a search was begun meanwhile
     if (!quiet) listing.offset = offset;
     listing.total = total;
-    const items = documentItems(documents, { href });
+    const items = documentItems(documents, { href, facets: shownFields() });
     if (more) $("list").append(...items);
     else keepFocus(() => $("list").replaceChildren(...items));
-    $("results-title").textContent = total || prefix ? plural(total, "document") : "No documents yet";
+    $("results-title").textContent = total || info?.documents ? plural(total, "document") : "No documents yet";
     $("results-note").textContent = "";
     $("prefix").hidden = !prefix && total <= 10;
     $("more").hidden = $("list").children.length >= total;
-    message(total || !prefix ? "" : "No name begins with this.");
+    message(total || !info?.documents ? "" : prefix ? "No name begins with this." : "No document has all of these filters.");
   } catch (error) {
     failed(error);
   }

@@ -27,6 +27,7 @@ export class Filters {
   /** `onChange(filters)`: the texts of all of them. */
   constructor(onChange) {
     this.texts = [];
+    this.facets = []; // fields with a list of values each, as the server tells them
     this.onChange = onChange;
     const input = $("filter");
     const add = () => {
@@ -36,8 +37,7 @@ export class Filters {
       input.setCustomValidity(parsed ? "" : "Write field=value");
       if (!parsed) { input.reportValidity(); return; }
       input.value = "";
-      // One value for each field: all must hold.
-      this.change([...this.texts.filter((other) => parseFilter(other)[0] !== parsed[0]), filterText(...parsed)]);
+      this.set(...parsed);
     };
     input.addEventListener("keydown", (event) => {
       if (event.key === "Enter") { event.preventDefault(); add(); }
@@ -47,6 +47,12 @@ export class Filters {
     input.addEventListener("change", add);
   }
 
+  /** One value for each field: all must hold. Undefined: any. */
+  set(field, value) {
+    const others = this.texts.filter((other) => parseFilter(other)[0] !== field);
+    this.change(value === undefined ? others : [...others, filterText(field, value)]);
+  }
+
   change(texts) {
     this.show(texts);
     this.onChange(texts);
@@ -54,11 +60,44 @@ export class Filters {
 
   show(texts) {
     this.texts = texts.filter(parseFilter);
-    $("chips").replaceChildren(...this.texts.map((text) => el("li", {}, text, el("button", {
+    const listed = this.showFacets();
+    $("chips").replaceChildren(...this.texts.filter((text) => !listed.has(text)).map((text) => el("li", {}, text, el("button", {
       type: "button",
       "aria-label": `Remove the filter ${text}`,
       onclick: () => { this.change(this.texts.filter((other) => other !== text)); $("filter").focus(); },
     }, "×"))));
+  }
+
+  /** Choose in the lists what the texts say; the texts that are shown so. */
+  showFacets() {
+    const listed = new Set();
+    for (const select of $("facets").querySelectorAll("select")) {
+      const { name, values } = this.facets.find((facet) => facet.name === select.name);
+      const at = values.findIndex(({ value }) => this.texts.includes(filterText(name, value)));
+      select.value = String(at); // -1: any
+      select.classList.toggle("chosen", at >= 0);
+      if (at >= 0) listed.add(filterText(name, values[at].value));
+    }
+    if (this.facets.length) $("facets-clear").hidden = listed.size === 0;
+    return listed;
+  }
+
+  /** The lists to choose from. */
+  offer(facets) {
+    const given = JSON.stringify(facets);
+    if (this.offered === given) return; // a list that is open stays open
+    this.offered = given;
+    const focused = $("facets").contains(document.activeElement) ? document.activeElement.name : "";
+    this.facets = facets.filter(({ values }) => values.length);
+    $("facets").hidden = !this.facets.length;
+    $("facets").replaceChildren(...this.facets.map(({ name, label, values }) => el("label", {}, el("span", {}, label), el("select", {
+      name,
+      onchange: (event) => this.set(name, values[Number(event.target.value)]?.value),
+    }, el("option", { value: "-1" }, "any"), ...values.map(({ value, documents }, i) => el("option", { value: String(i) }, `${value} (${documents})`))))),
+    el("button", { type: "button", className: "quiet small", id: "facets-clear", onclick: () => { this.change([]); $("query").focus(); } }, "Clear filters"));
+    $("filter").hidden = this.facets.length > 0;
+    if (focused) $("facets").querySelector(`select[name="${CSS.escape(focused)}"]`)?.focus();
+    this.show(this.texts);
   }
 
   /** Fields and values to choose from, as the server tells them. */

@@ -17,8 +17,10 @@ function badges({ n_windows, truncated }) {
   return found;
 }
 
-function note(document) {
+function note(document, facets) {
   const name = document.title && document.title !== document.id ? [el("span", { className: "id" }, document.id)] : [];
+  const known = facets.flatMap((field) => document.metadata[field] ?? []);
+  if (known.length) return el("p", { className: "hit-note" }, el("span", {}, known.join(" · ")), ...badges(document));
   return el("p", { className: "hit-note" }, ...name, el("span", {}, plural(document.n_tokens, "token")), ...badges(document));
 }
 
@@ -28,8 +30,8 @@ export function scoreRange(hits) {
   return scores.length ? [Math.min(...scores), Math.max(...scores)] : [0, 0];
 }
 
-/** The list items of a search; `href(id)` leads to a document. */
-export function hitItems(hits, { query, mode, href }) {
+/** The list items of a search; `href(id)` leads to a document, `facets` are the metadata fields shown with it. */
+export function hitItems(hits, { query, mode, href, facets }) {
   const words = wordsOf(query);
   const range = scoreRange(hits);
   return hits.map((hit, i) => {
@@ -38,7 +40,7 @@ export function hitItems(hits, { query, mode, href }) {
         el("span", { className: "rank", "aria-hidden": "true" }, String(i + 1)),
         el("span", { className: "hit-title" }, hit.title ?? hit.id),
         el("span", { className: "score", title: MEANING[mode] }, score(hit.score))),
-      note(hit),
+      note(hit, facets),
     ];
     if (hit.passages.length) {
       const text = snippet(hit.passages[0].text, words);
@@ -49,10 +51,10 @@ export function hitItems(hits, { query, mode, href }) {
 }
 
 /** The list items of documents without a search. */
-export function documentItems(documents, { href }) {
+export function documentItems(documents, { href, facets }) {
   return documents.map((document) => item(document.id, [
     el("div", { className: "hit-head" }, el("span", { className: "hit-title" }, document.title ?? document.id)),
-    note(document),
+    note(document, facets),
   ], href));
 }
 
