@@ -102,7 +102,7 @@ def search(
     JSON: {query, index, mode, hits: [{id, score, document_score, title, passages: [{text, start, end, score,
     own_score}], metadata, n_tokens, n_windows, truncated}]}; score: what the mode orders by (a cosine, BM25's number,
     or a mean of both, 0 to about 1); document_score: the cosine; start and end: characters of the document's text;
-    own_score: false where the model gives passages no vectors, so that words choose them and the score is the document's.
+    own_score: false where the model gives passages no vectors: words choose them, and the score is the document's.
     """
     pair = _weights(weights) if weights is not None else None
     conditions = filter_conditions(filter)

@@ -12,13 +12,19 @@ from m2rag.cli.common import (
     AS_JSON,
     DEVICE,
     DTYPE,
+    FILTERABLE,
     INDEX,
     INTERRUPTED,
+    LANGUAGE,
+    LEXICAL,
     MODEL,
+    QUANTIZATION,
     SOME_FAILED,
     VERBOSE,
     Dtype,
+    Quantized,
     TooLong,
+    new_index_options,
     note,
     open_index,
     plural,
@@ -48,6 +54,10 @@ def sync(
     report: REPORT = None,
     api_key: API_KEY = None,
     model: MODEL = None,
+    language: LANGUAGE = "english",
+    lexical: LEXICAL = True,
+    quantization: QUANTIZATION = Quantized.NONE,
+    filterable: FILTERABLE = None,
     on_too_long: ON_TOO_LONG = TooLong.WINDOW,
     device: DEVICE = None,
     dtype: DTYPE = Dtype.AUTO,
@@ -72,7 +82,11 @@ def sync(
 
     FolderSync(folder, allow_empty=allow_empty)  # told before a model is loaded or an index made
     settings: dict[str, Any] = {"allow_empty": allow_empty, "on_too_long": on_too_long.value}
-    with open_index(index, model, device=device, dtype=dtype, create=not dry_run, api_key=api_key) as opened:
+    new = new_index_options(language if lexical else None, quantization, filterable)
+    with open_index(index, model, device=device, dtype=dtype, create=not dry_run, api_key=api_key, **new) as opened:
+        if not dry_run:
+            for field, kind in new["filterable"].items():
+                opened.make_filterable(field, kind)  # of an index that is there, too
         try:
             if watch:
                 with failure_report(report) as told:

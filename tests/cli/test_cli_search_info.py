@@ -67,6 +67,18 @@ def test_words_of_a_new_index(run, data, model: Path, tmp_path: Path) -> None:
     assert unknown.exit_code == 1 and "klingon" in unknown.stderr and not (tmp_path / "other").exists()
 
 
+def test_sync_makes_an_index_as_index_does(run, data, documents: Path, model: Path, tmp_path: Path) -> None:
+    place, chosen = tmp_path / "index", ["--language", "german", "--quantization", "scalar"]
+    assert run("sync", documents, "-i", place, "-m", model, *chosen).exit_code == 0
+    assert run("sync", documents, "-i", place, "--filterable", "suffix=keyword", "--dry-run").exit_code == 0
+    facts = data(run("info", "-i", place, "--json"))
+    assert (facts["lexical"], facts["quantization"], facts["filterable"]) == ("german", "scalar", {})
+    assert run("sync", documents, "-i", place, "--filterable", "suffix=keyword").exit_code == 0
+    assert data(run("info", "-i", place, "--json"))["filterable"] == {"suffix": "keyword"}
+    assert run("sync", documents, "-i", tmp_path / "none", "-m", model, "--no-lexical").exit_code == 0
+    assert data(run("info", "-i", tmp_path / "none", "--json"))["lexical"] is None
+
+
 def test_choices_of_a_new_index(run, data, model: Path, tmp_path: Path) -> None:
     place = tmp_path / "index"
     first = ["--quantization", "scalar", "--filterable", "size=integer"]

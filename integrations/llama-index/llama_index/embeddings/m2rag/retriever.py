@@ -46,7 +46,7 @@ class M2LongDocumentRetriever(BaseRetriever):
     With `returns="documents"` each node is a document of the index with all of its text, best first. With
     `returns="passages"` it is a passage of one of the best documents, the nearest passages first, its place in
     `start_char_idx` and `end_char_idx` and its document as the source. A document's score is the one the search orders
-    by, a passage's its cosine; of a model that gives passages no vectors, whose choice is left to words, its document's.
+    by, a passage's its cosine; where the model gives passages no vectors, words choose them and it is the document's.
 
     Metadata of a node: the document's own, and `document_score`, `n_tokens`, `truncated`, `title` if it has one; of a
     document `passages` (a list of `text`, `start_char_idx`, `end_char_idx`, `score`). Ours but the title are kept out
@@ -147,8 +147,8 @@ class M2LongDocumentRetriever(BaseRetriever):
             return [found for hit in hits if (found := self._document(hit)) is not None]
         if hits and self._index.modes == ("dense",) and not any(hit.passages for hit in hits):
             raise ValueError(
-                f"the index at {self._index.location} holds no passages, as its model gives none, and no words to choose "
-                "parts of texts by. Use returns='documents'"
+                f"the index at {self._index.location} holds no passages, as its model gives none, and no words to "
+                "choose parts of texts by. Use returns='documents'"
             )
         return sorted((node for hit in hits for node in self._passages(hit)), key=lambda found: -(found.score or 0))[:k]
 
