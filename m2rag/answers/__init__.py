@@ -14,6 +14,7 @@ from m2rag.answers.ask import (
     stream_answer,
 )
 from m2rag.answers.chat import ChatEndpoint
+from m2rag.answers.citations import read_citations
 from m2rag.answers.results import Answer, Citation, Completion, Found, Source, Sources, Usage
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "ask",
     "astream",
     "astream_answer",
+    "read_citations",
     "retrieve",
     "stream",
     "stream_answer",

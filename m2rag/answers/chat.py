@@ -153,6 +153,11 @@ class ChatEndpoint:
         return self._endpoint.base_url
 
     @property
+    def key_variable(self) -> str:
+        """Environment variable that its key comes from if none is passed: that of its host and no other."""
+        return self._endpoint.key_variable
+
+    @property
     def counts_exactly(self) -> bool:
         """Whether tokens are counted, not bounded by bytes."""
         return not isinstance(self.tokenizer, ByteTokenizer)

@@ -508,6 +508,7 @@ def test_openai_needs_a_model_and_its_key_only(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     chat = ChatEndpoint("gpt-4o-mini")
     assert (chat.base_url, chat.context_tokens) == ("https://api.openai.com/v1", 128_000)
+    assert chat.key_variable == "OPENAI_API_KEY"
     assert chat._options["max_completion_tokens"] == 1_024 and "max_tokens" not in chat._options
     assert ChatEndpoint("gpt-4-turbo-2024").context_tokens == 128_000 and ChatEndpoint("gpt-4").context_tokens == 8_192
     assert ChatEndpoint("some-new-model").context_tokens == 8_192
@@ -523,6 +524,7 @@ def test_settings_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     chat = ChatEndpoint.from_environment()
     assert chat is not None
     assert (chat.model, chat.base_url, chat.context_tokens) == ("mine", "http://127.0.0.1:1/v1", 4_096)
+    assert chat.key_variable == "M2RAG_CHAT_API_KEY"
     given = ChatEndpoint.from_environment(
         model="other", base_url="http://127.0.0.1:2/v1", context_tokens=9_000, answer_tokens=5
     )
