@@ -22,7 +22,7 @@ from m2rag.index import AddProgress, Failure, LongDocumentIndex
 from m2rag.index import Document as LongDocument
 from m2rag.index.documents import point_id
 from m2rag.index.filters import metadata_filter
-from m2rag.index.index import BATCH_TOKENS, index_schema, new_manifest
+from m2rag.index.index import BATCH_TOKENS, new_index
 from m2rag.index.ingest import DOC, check_embedder, mismatch
 from m2rag.stores import Point, open_store
 from m2rag.stores import VectorStore as Store
@@ -47,16 +47,19 @@ class DocumentsNotStoredError(M2RagError):
 class M2QdrantVectorStore(VectorStore):
     """Documents, their vectors and metadata in Qdrant: its engine in this process, or a server or cloud.
 
-    It is a `LongDocumentIndex` seen as a LangChain vector store: what one writes the other reads (`index`). Ids are any
-    strings (the point's id is made from it, uuid5), metadata is kept apart from all else and comes back as it was, a
-    document whose id, text and metadata have not changed is not embedded again, and what was stored survives the death
-    of the process at any moment. Every write and query is preceded by a check that the collection was made with these
-    embeddings.
+    It is a `LongDocumentIndex` seen as a LangChain vector store: what one writes the other reads (`index`). The store's
+    own searches go by meaning, as LangChain's interface has it; those of `index` and `M2LongDocumentRetriever` by words
+    too. Ids are any strings (the point's id is made from it, uuid5), metadata is kept apart from all else and comes
+    back as it was, a document whose id, text and metadata have not changed is not embedded again, and what was stored
+    survives the death of the process at any moment. Every write and query is preceded by a check that the collection
+    was made with these embeddings.
 
     Args:
         location: folder, `http[s]://HOST:PORT/COLLECTION`, or an open store of m2rag.
         embedding: `M2Embeddings`, or any other embeddings of LangChain.
         create: make a new collection where there is none.
+        lexical: language of stemmer and stop words of a new collection ("english", "german", ...), for hybrid search;
+            None for no words. A collection that is there keeps what it was made with.
         api_key: of the server; default: the environment variable QDRANT_API_KEY.
         on_too_long: texts longer than the model takes: "window", "truncate" or "error". `M2Embeddings` only.
         batch_tokens: tokens embedded and stored in one go.
@@ -73,6 +76,7 @@ class M2QdrantVectorStore(VectorStore):
         m2rag.errors.IndexMismatchError: the collection was made with other embeddings; names both.
         m2rag.errors.IndexNotFoundError: there is none, and `create` is False.
         m2rag.errors.IndexLockedError: another process has the folder open.
+        m2rag.errors.InvalidInputError: there is no such language.
         m2rag.errors.StoreError: it cannot be reached, read or written.
     """
 
@@ -82,6 +86,7 @@ class M2QdrantVectorStore(VectorStore):
         embedding: Embeddings,
         *,
         create: bool = True,
+        lexical: str | None = "english",
         api_key: str | SecretStr | None = None,
         on_too_long: str = "window",
         batch_tokens: int = BATCH_TOKENS,
@@ -93,7 +98,7 @@ class M2QdrantVectorStore(VectorStore):
         self._batch_tokens = batch_tokens
         if isinstance(location, (str, Path)):
             key = api_key.get_secret_value() if isinstance(api_key, SecretStr) else api_key
-            new = (new_manifest(self._embedder), index_schema(self._embedder.dimension)) if create else None
+            new = new_index(self._embedder, lexical) if create else None
             location = open_store(location, create=new, api_key=key)
         self._store = location
         self._index = LongDocumentIndex(self._store, self._embedder)

@@ -93,6 +93,26 @@ def test_marginal_relevance_prefers_what_differs(make: Make) -> None:
     assert store.max_marginal_relevance_search("bread", k=2, filter={"n": 1}) == []
 
 
+def test_the_same_collection_is_found_by_words_too(make: Make) -> None:
+    store = make()
+    store.add_texts(TEXTS, ids=IDS)
+    assert store.index.modes == ("hybrid", "dense", "lexical") and store.index.info()["lexical"] == "english"
+    assert [hit.id for hit in store.index.search("a ship", mode="lexical")] == ["c"]
+    assert M2LongDocumentRetriever(index=store.index, k=1, mode="hybrid").invoke("a station")[0].id == "d"
+    assert make(lexical=None).index.info()["lexical"] == "english", "it keeps what it was made with"
+
+
+def test_words_of_a_new_collection(tmp_path: Path) -> None:
+    with M2QdrantVectorStore(tmp_path / "none", WordEmbeddings(), lexical=None) as store:
+        store.add_texts(TEXTS, ids=IDS)
+        assert store.index.modes == ("dense",) and len(store.index.search("ship", 4)) == 4
+    with M2QdrantVectorStore(tmp_path / "german", WordEmbeddings(), lexical="german") as store:
+        store.add_texts(["Die Katzen schlafen."], ids=["a"])
+        assert store.index.search("Katze", mode="lexical")[0].id == "a"
+    with pytest.raises(InvalidInputError, match="klingon"):
+        M2QdrantVectorStore(tmp_path / "other", WordEmbeddings(), lexical="klingon")
+
+
 async def test_async(make: Make) -> None:
     store = make()
     assert await store.aadd_texts(TEXTS, ids=IDS) == IDS
