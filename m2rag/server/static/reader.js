@@ -13,6 +13,12 @@ export function level(value, [low, high]) {
   return high > low ? 1 + Math.round(((LEVELS - 1) * (value - low)) / (high - low)) : LEVELS;
 }
 
+/** A value of the metadata, as one reads it. */
+function asText(value) {
+  if (Array.isArray(value)) return value.map(asText).join(", ");
+  return typeof value === "string" ? value : JSON.stringify(value);
+}
+
 export class Reader {
   /** `onClose()`, `onDeleted(id)`. */
   constructor({ onClose, onDeleted }) {
@@ -83,7 +89,7 @@ export class Reader {
     $("doc-metadata").replaceChildren(...Object.entries(found.metadata)
       .filter(([name]) => !hidden.has(name))
       .slice(0, 30)
-      .map(([name, value]) => el("li", {}, `${name}: ${typeof value === "string" ? value : JSON.stringify(value)}`.slice(0, 200))));
+      .map(([name, value]) => el("li", {}, `${name}: ${asText(value)}`.slice(0, 200))));
   }
 
   fill(found, words) {
