@@ -8,9 +8,14 @@ STAMP := $(VENV)/.installed
 INTEGRATIONS := $(patsubst %/pyproject.toml,%,$(wildcard integrations/*/pyproject.toml))
 STAMP_ALL := $(VENV)/.installed-integrations
 STAMP_DOCS := $(VENV)/.installed-docs
+# What each integration does by itself, on a core of its own.
+SIDE_BY_SIDE := --no-print-directory -j $(shell getconf _NPROCESSORS_ONLN)
+SIDE_BY_SIDE += $(if $(filter output-sync,$(.FEATURES)),--output-sync)
+# Without compiled files, each process of the tests compiles anew what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint docs bench quality clean
+.PHONY: help demo test lint types docs bench quality clean $(INTEGRATIONS:=/test) $(INTEGRATIONS:=/types)
 
 help:
 	@echo "make demo    index 40 long documents and answer questions about them (no network after set-up)"
@@ -40,14 +45,22 @@ demo: $(STAMP)
 # One process per core, one thread in each: together they are as many as there are cores.
 test: export OMP_NUM_THREADS := 1
 test: $(STAMP_ALL)
-	$(BIN)/python -m pytest -q -n auto
-	set -e; for folder in $(INTEGRATIONS); do (cd $$folder && $(abspath $(BIN))/python -m pytest -q -n auto); done
+	$(BIN)/python -m pytest -q -n auto --dist worksteal
+	$(MAKE) $(SIDE_BY_SIDE) $(INTEGRATIONS:=/test)
+
+$(INTEGRATIONS:=/test):
+	cd $(@D) && $(abspath $(BIN))/python -m pytest -q
 
 lint: $(STAMP_ALL)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(MAKE) $(SIDE_BY_SIDE) types $(INTEGRATIONS:=/types)
+
+types:
 	$(BIN)/mypy
-	set -e; for folder in $(INTEGRATIONS); do (cd $$folder && $(abspath $(BIN))/mypy); done
+
+$(INTEGRATIONS:=/types):
+	cd $(@D) && $(abspath $(BIN))/mypy
 
 # The theme's makers announce another product at every build.
 docs: export NO_MKDOCS_2_WARNING := 1
