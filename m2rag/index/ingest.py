@@ -32,6 +32,7 @@ from m2rag.index.documents import (
 )
 from m2rag.index.embedding import Embedder
 from m2rag.index.pipeline import run_stages
+from m2rag.index.seen import Seen
 from m2rag.results import EmbeddingResult
 from m2rag.stores import Point, SparseVector, VectorStore
 from m2rag.stores.lexical import Bm25
@@ -306,7 +307,7 @@ class Monitor:
 
 def checked(items: Iterable[Document | Failure], monitor: Monitor) -> Iterator[Pending]:
     """Checked documents; another document under an id of this run fails, the same one again is unchanged."""
-    seen: dict[bytes, str] = {}
+    seen = Seen()
     for item in items:
         if isinstance(item, Failure):
             monitor.fail(item.id, item.cause, item.path)
@@ -316,11 +317,12 @@ def checked(items: Iterable[Document | Failure], monitor: Monitor) -> Iterator[P
         except M2RagError as error:
             monitor.fail(str(item.id), error, item.origin)
             continue
-        key, digest = point_id(item.id).bytes, content_hash(item)
-        if key not in seen:
-            seen[key] = digest
-            yield Pending(item, metadata, digest, len(item.text.encode("utf-8")) // _BYTES_PER_TOKEN + 2)
-        elif seen[key] == digest:
+        hash = content_hash(item)
+        digest = bytes.fromhex(hash)[:16]
+        first = seen.first(point_id(item.id).bytes, digest)
+        if first is None:
+            yield Pending(item, metadata, hash, len(item.text.encode("utf-8")) // _BYTES_PER_TOKEN + 2)
+        elif first == digest:
             monitor.keep(item.id)
         else:
             monitor.fail(item.id, _taken(item, "another document handed in with it"), item.origin)
