@@ -322,6 +322,7 @@ def test_json_lines() -> None:
         },
         {"_id": 7, "text": "two", "path": "their own"},
         {"text": "three"},
+        {"id": None, "_id": "y", "text": "four"},
     ]
     data = "\n\n".join(json.dumps(line) for line in lines).encode()
     documents, failures = parts(parse_documents(data, "sub/c.JSONL"))
@@ -332,6 +333,7 @@ def test_json_lines() -> None:
         Document("sub/c.JSONL#x", "one", "Title", first),
         Document("sub/c.JSONL#7", "two", None, {**mine, "size": 3, "id": "7", "path": "their own"}),
         Document("sub/c.JSONL:5", "three", None, {**mine, "size": 5}),
+        Document("sub/c.JSONL#y", "four", None, {**mine, "size": 4, "id": "y"}),
     ]
 
 

@@ -132,6 +132,9 @@ def test_html_encodings(tmp_path: Path) -> None:
     assert read_document(write(tmp_path, "b.html", page.format("no-such-code"))).text == "Żółć"
     assert read_document(write(tmp_path, "c.html", page.format("ascii"))).text == "Żółć"
     assert read_document(write(tmp_path, "d.html", page.format("utf-8").encode("utf-16"))).text == "Żółć"
+    for said in ("undefined", "utf-16", "UTF-32", "unicode_escape", "hex"):
+        for end in ("", " "):  # of even and odd length
+            assert read_document(write(tmp_path, "e.html", page.format(said) + end)).text == "Żółć", said
 
 
 def test_pdf_text(tmp_path: Path) -> None:

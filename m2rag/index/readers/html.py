@@ -8,6 +8,8 @@ from pathlib import Path
 from m2rag.index.readers.decoding import BOMS, decode_text
 
 _HTML_CHARSET = re.compile(rb"<meta[^>]{0,200}charset\s*=\s*[\"']?\s*([A-Za-z0-9_\-]+)", re.IGNORECASE)
+# A declaration that could be read is not in these, whatever it says; nor is a page in Python's own encodings.
+_NO_CHARSET = re.compile(r"utf[-_]?(16|32)|unicode|raw|idna|punycode|undefined", re.IGNORECASE)
 _HTML_DROPPED = ["script", "style", "noscript", "template", "svg", "head"]
 _HTML_BLOCKS = (
     "address article aside blockquote br dd details div dl dt fieldset figcaption figure footer form h1 h2 h3 h4 h5 "
@@ -17,11 +19,12 @@ _HTML_BLOCKS = (
 
 def read_html(data: bytes, shown: str | Path) -> tuple[str, str | None]:
     declared = _HTML_CHARSET.search(data[:2048])
+    charset = declared[1].decode("ascii") if declared is not None else None
     source = None
-    if declared is not None and not data.startswith(tuple(mark for mark, _ in BOMS)):
+    if charset and not _NO_CHARSET.match(charset) and not data.startswith(tuple(mark for mark, _ in BOMS)):
         try:
-            source = data.decode(declared[1].decode("ascii"))
-        except (UnicodeDecodeError, LookupError):  # pages that lie about their encoding are common
+            source = data.decode(charset)
+        except (UnicodeError, LookupError):  # pages that lie about their encoding are common
             source = None
     return page_text(source if source is not None and "\0" not in source else decode_text(data, shown))
 

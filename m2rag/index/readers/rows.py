@@ -124,8 +124,8 @@ def _record(names: list[str], cells: list[str]) -> dict[str, Any]:
 
 
 def _row(number: int, where: str, record: dict[str, Any]) -> Row:
-    given = [record.pop(name) for name in _ID if name in record]
-    id = given[0] if given else None
+    given = [record.pop(name, None) for name in _ID]
+    id = next((one for one in given if one is not None), None)
     if isinstance(id, int) and not isinstance(id, bool):
         id = str(id)
     if id is not None and (not isinstance(id, str) or not id.strip()):
