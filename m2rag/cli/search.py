@@ -167,7 +167,7 @@ _OPERATORS = {">=": "gte", "<=": "lte", ">": "gt", "<": "lt"}
 
 def _condition(item: str) -> tuple[str, Any]:
     field, operator, value = (part.strip() for part in [*re.split("(>=|<=|>|<|=)", item, maxsplit=1), "", ""][:3])
-    if not operator or not field:
+    if not operator or not field or field.endswith("!"):
         raise typer.BadParameter(
             f"{item!r} is not of the form field=value, field>=value or field<value", param_hint="--filter"
         )

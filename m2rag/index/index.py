@@ -331,7 +331,7 @@ class LongDocumentIndex:
     def delete(self, ids: str | Iterable[str]) -> int:
         """Remove documents by id; returns how many were there."""
         with self._writing:
-            return len(delete_from(self._store, [ids] if isinstance(ids, str) else ids))
+            return len(delete_from(self._store, ids))
 
     def snapshot(self, file: str | Path) -> None:
         """Write the index, as it is now, into one new file; `restore_index` makes a folder of it again.

@@ -15,7 +15,7 @@ from m2rag.stores.snapshots import restore_snapshot as unpack
 DELETED_AT_ONCE = 1000
 
 
-def delete_documents(path: str | Path, ids: Iterable[str], *, api_key: str | None = None) -> list[str]:
+def delete_documents(path: str | Path, ids: str | Iterable[str], *, api_key: str | None = None) -> list[str]:
     """Remove documents of an index by id; returns the ids that were there.
 
     Raises:
@@ -28,9 +28,9 @@ def delete_documents(path: str | Path, ids: Iterable[str], *, api_key: str | Non
         store.close()
 
 
-def delete_from(store: VectorStore, ids: Iterable[str]) -> list[str]:
+def delete_from(store: VectorStore, ids: str | Iterable[str]) -> list[str]:
     """Remove documents of an open store by id; returns the ids that were there, each once."""
-    wanted = {point_id(id): id for id in ids}
+    wanted = {point_id(id): id for id in ([ids] if isinstance(ids, str) else ids)}
     every, found = list(wanted), []
     for start in range(0, len(every), DELETED_AT_ONCE):
         there = store.retrieve(every[start : start + DELETED_AT_ONCE])

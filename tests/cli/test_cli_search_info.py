@@ -122,6 +122,7 @@ def test_filters_that_are_none(run, built: Path) -> None:
     for filters, said in (
         (["size"], "not of the form"),
         (["suffix=.md", "suffix=.txt"], "several values are one list"),
+        (["suffix!=.md"], "not of the form field=value"),
         (["size>1", "size=2"], "there is a filter by size already"),
     ):
         refused = run("search", "cats", "-i", built, *(part for one in filters for part in ("-f", one)))

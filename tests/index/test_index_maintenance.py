@@ -93,3 +93,11 @@ def test_async(tmp_path: Path) -> None:
 
     asyncio.run(use())
     assert restore_index(tmp_path / "file", tmp_path / "again")["documents"] == 2
+
+
+def test_one_id_is_one_id(tmp_path: Path) -> None:
+    with LongDocumentIndex(tmp_path / "index", HashEmbedder()) as index:
+        index.add([Document(id, "Some text.") for id in ("ab", "a", "b")])
+    assert delete_documents(tmp_path / "index", "ab") == ["ab"]
+    with LongDocumentIndex(tmp_path / "index", HashEmbedder()) as index:
+        assert index.ids() == ["a", "b"] and index.delete("a") == 1 and index.ids() == ["b"]
