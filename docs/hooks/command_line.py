@@ -42,12 +42,12 @@ def _command(command: Any, context: Any) -> list[str]:
     parts = [_plain(command.help or ""), f"```text\nm2rag {context.info_name} {usage}\n```"]
     for kind, title in (("argument", "Argument"), ("option", "Option")):
         records = [p.get_help_record(context) for p in command.get_params(context) if p.param_type_name == kind]
-        rows = [f"| `{_cell(name)}` | {_cell(_plain(told))} |" for name, told in filter(None, records)]
+        rows = [f"| <code>{_cell(name)}</code> | {_cell(told)} |" for name, told in filter(None, records)]
         if rows:
             parts.append("\n".join([f"| {title} | |", "|---|---|", *rows]))
     if command.epilog:
         example = command.epilog.removeprefix("Example: ")
-        parts.append(f"```text\n{example}\n```")
+        parts.append(f"```\n{example}\n```")
     return [part for part in parts if part]
 
 
@@ -58,4 +58,4 @@ def _plain(text: str) -> str:
 
 
 def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "\\|")
+    return _plain(text).replace("|", "&#124;").replace("*", "&#42;").replace("`", "&#96;")

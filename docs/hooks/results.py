@@ -135,7 +135,7 @@ def _adapted() -> str:
         (
             [
                 task["task"], task["n_documents"], task["n_queries"],
-                points(before := task["before"]["ndcg@10"]), points(after := task["after"]["ndcg@10"]),
+                points(before := task["before"]["ndcg@10"]), points(after := task["adapted"]["ndcg@10"]),
                 f"{100 * (after - before):+.1f}",
             ]
             for task in _read("adapt-meetings.json")["tasks"]
