@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from m2rag import __version__
+from m2rag.cli import main
 from m2rag.cli.app import app
 from m2rag.cli.snippets import snippet
 from m2rag.errors import MissingDependencyError
@@ -113,12 +115,20 @@ def test_real_processes_end_with_the_documented_codes(built: Path, tmp_path: Pat
     assert process("search").returncode == 2
 
 
-def test_letters_that_the_terminal_lacks(run, data, model: Path, tmp_path: Path) -> None:
+def test_letters_that_the_terminal_lacks(
+    run, data, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "a.md").write_text("# Les élèves ✓\n\nUn été à la mer.", encoding="utf-8")
     run("index", tmp_path / "docs", "-i", tmp_path / "index", "-m", model)
-    shown = process("search", "mer", "-i", tmp_path / "index", PYTHONIOENCODING="ascii")
-    assert shown.returncode == 0 and b"Les ?l?ves ?" in shown.stdout, shown.stderr
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", terminal)
+        patch.setattr(sys, "argv", ["m2rag", "search", "mer", "-i", str(tmp_path / "index")])
+        with pytest.raises(SystemExit) as end:
+            main()
+        terminal.flush()
+    assert end.value.code == 0 and b"Les ?l?ves ?" in terminal.buffer.getvalue()
     escaped = CliRunner(charset="ascii").invoke(app, ["search", "mer", "-i", str(tmp_path / "index"), "--json"])
     assert "Les \\u00e9l\\u00e8ves \\u2713" in escaped.stdout
     assert data(run("search", "mer", "-i", tmp_path / "index", "--json"))["hits"][0]["title"] == "Les élèves ✓"

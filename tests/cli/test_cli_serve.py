@@ -15,7 +15,10 @@ from pathlib import Path
 
 import httpx
 import pytest
+from support.serving import serving
 from tiny_models import sentence
+
+from m2rag.server.app import Server
 
 KEY = "s3cr3t-key"
 Start = Callable[..., "Process"]
@@ -92,15 +95,17 @@ def test_a_server_with_a_key_indexes_searches_and_ends(start: Start, run, data, 
 def test_keys_from_a_file_and_what_has_begun_is_answered_before_the_end(
     start: Start, model: Path, tmp_path: Path
 ) -> None:
+    """Without an index, documents go with the server."""
     keys = tmp_path / "keys"
     keys.write_text(f"first\n\n{KEY}\n")
-    server = start("--model", model, "--no-page", "--on-too-long", "window", "--key-file", keys)
+    server = start("--model", model, "--on-too-long", "window", "--key-file", keys)
     assert "API keys: 2" in server.said
     for key, status in (("first", 200), ("second", 401)):
         answer = httpx.get(f"{server.url}/v1/models", headers={"authorization": f"Bearer {key}"})
         assert answer.status_code == status
     with httpx.Client(base_url=server.url, headers={"authorization": f"Bearer {KEY}"}, timeout=90) as client:
-        assert client.get("/").status_code == 404, "there is no page"
+        facts = client.get("/api/index").json()
+        assert facts["temporary"] and Path(facts["location"]).is_dir()
         name = client.get("/v1/models").json()["data"][0]["id"]
         body = {"model": name, "input": [sentence(3_000, seed=seed) for seed in range(60)]}
         answers: list[httpx.Response] = []
@@ -113,14 +118,16 @@ def test_keys_from_a_file_and_what_has_begun_is_answered_before_the_end(
         post.join(90)
     assert answers[0].status_code == 200 and len(answers[0].json()["data"]) == 60
     assert "Stopped." in server.said and "Traceback" not in server.said
-
-
-def test_without_an_index_documents_go_with_the_server(start: Start, model: Path) -> None:
-    server = start("--model", model)
-    facts = httpx.get(f"{server.url}/api/index").json()
-    assert facts["temporary"] and Path(facts["location"]).is_dir()
-    assert server.end(signal.SIGINT) == 0
     assert not Path(facts["location"]).exists()
+
+
+def test_without_the_page(run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Server] = []
+    monkeypatch.setattr("m2rag.cli.serve._run", lambda server, *_: made.append(server))
+    assert run("serve", "--no-page", "--port", 0, "--model", model).exit_code == 0
+    with serving(made[0].app) as address:
+        assert httpx.get(f"{address}/v1/models").status_code == 200
+        assert httpx.get(f"{address}/").status_code == 404
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
