@@ -279,7 +279,8 @@ What fails, and how it goes on
 - This process dies, or Ctrl-C: run the same command again. What is there and unchanged is looked up and not embedded;
   here that went at {looked_up:,.0f} documents/s, so {documents:,} would take {again:,.1f} h in one process.
 - A changed document replaces the one there. Deleting those whose files are gone is `m2rag sync`.
-- Give disks twice what the table says: servers merge segments, and a snapshot needs room. A replica doubles it again."""
+- Give disks twice what the table says: servers merge segments, and a snapshot needs room.
+  A replica doubles it again."""
 
 
 def main(arguments: Sequence[str] | None = None) -> Measured:
