@@ -6,8 +6,6 @@ import dataclasses
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
+from support.forked import end_of_a_child
 from support.full_disk import writes_end_after
 from teachers import character_teacher
 from tiny_training import SPAN, WIDTH, MakeRecipe, recipe_data
@@ -382,42 +380,22 @@ def test_without_teacher_vectors(recipe: DistillRecipe, tmp_path: Path) -> None:
         run_train(recipe, tmp_path)
 
 
-KILLED = """
-import os, signal, sys, time
-from pathlib import Path
-import torch
-torch.set_num_threads(1)
-from m2rag_train.distillation import loop
-from m2rag_train.recipe import load_recipe
+def test_killed_run_resumes_from_its_last_save(
+    recipe: DistillRecipe, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = loop.step_losses
+    calls = 0
 
-losses = loop.step_losses
-calls = 0
-def slow(*args):
-    global calls
-    calls += 1
-    if calls == 10:
-        Path(sys.argv[3]).touch()
-        time.sleep(600)
-    return losses(*args)
-loop.step_losses = slow
-loop.train(load_recipe(sys.argv[1]), Path(sys.argv[2]), cls_id=2, sep_id=3)
-"""
+    def dying(*args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 10:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return losses(*args)
 
-
-def test_killed_run_resumes_from_its_last_save(recipe: DistillRecipe, run_folder: Path, tmp_path: Path) -> None:
-    path, reached = tmp_path / "killed.yaml", tmp_path / "reached"
-    path.write_text(yaml.safe_dump(recipe_data()), encoding="utf-8")
-    process = subprocess.Popen([sys.executable, "-c", KILLED, *map(str, (path, run_folder, reached))])
-    try:
-        deadline = time.monotonic() + 300
-        while not reached.exists():
-            assert process.poll() is None, "the run ended by itself"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-    finally:
-        process.kill()
-        process.wait()
-    assert process.returncode == -signal.SIGKILL
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step_losses", dying)
+        assert end_of_a_child(lambda: run_train(recipe, run_folder)) == -signal.SIGKILL
     assert load_state(run_folder / "state.pt")["step"] == 7, "saved every 7 steps, killed in step 9"
     resumed = run_train(recipe, run_folder)
     (run_folder / "state.pt").unlink()

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import gc
 import json
 import os
 import signal
 import subprocess
 import sys
-import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from support.forked import end_of_a_child
 from tiny_finetuning import base_model, make_recipe, options, text, write_base, write_world
 
 from m2rag import M2Embedder
@@ -28,15 +27,6 @@ from m2rag_train.finetuning.loop import FinetuneTrainer, mix_weights
 from m2rag_train.trainer import last_checkpoint
 
 TASK = {"tasks": ["task"], "every": 20}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_collection() -> Iterator[None]:
-    """A Trainer begins with a garbage collection, which takes a second over all the modules that are loaded here."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(scope="module")
@@ -166,26 +156,20 @@ def test_ctrl_c_saves_and_goes_on(data: Path, unbroken: bytes, tmp_path: Path, m
     assert weights(tmp_path) == unbroken
 
 
-def test_a_kill_in_the_middle_of_a_save_leaves_the_last_state(data: Path, unbroken: bytes, tmp_path: Path) -> None:
-    make_recipe(tmp_path, **FULL)
-    script = f"""
-        import os, signal
-        from pathlib import Path
-        import torch
-        torch.set_num_threads(1)
-        from m2rag_train.finetuning.loop import FinetuneTrainer
-        from m2rag_train.recipe import RunOptions, load_recipe
-        save = FinetuneTrainer.save_extra
-        def killed(self, folder):
-            if self.state.global_step == 5:
-                os.kill(os.getpid(), signal.SIGKILL)
-            save(self, folder)
-        FinetuneTrainer.save_extra = killed
-        run = Path({str(tmp_path)!r})
-        load_recipe(run / "recipe.yaml").run(RunOptions(run, Path({str(data)!r}), "cpu"))
-    """
-    process = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
-    assert process.returncode == -signal.SIGKILL, process.stderr
+def test_a_kill_in_the_middle_of_a_save_leaves_the_last_state(
+    data: Path, unbroken: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = make_recipe(tmp_path, **FULL)
+    save = FinetuneTrainer.save_extra
+
+    def killed(self: FinetuneTrainer, folder: Path) -> None:
+        if self.state.global_step == 5:
+            os.kill(os.getpid(), signal.SIGKILL)
+        save(self, folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FinetuneTrainer, "save_extra", killed)
+        assert end_of_a_child(lambda: recipe.run(options(tmp_path, data))) == -signal.SIGKILL
     last = last_checkpoint(tmp_path / "checkpoints")
     assert last is not None and last.name == "checkpoint-4"
     make_recipe(tmp_path, **FULL).run(options(tmp_path, data))

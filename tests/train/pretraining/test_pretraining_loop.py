@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from golden_recipe import reference_state_dict
+from support.forked import end_of_a_child
 from tiny_models import TOKENIZER
 from tiny_pretraining import (
     MODEL,
@@ -186,30 +187,25 @@ def test_a_run_in_pieces_is_the_same_run(tmp_path: Path, data: Path, unbroken: P
     assert recipe.run(options(data, tmp_path)) == tmp_path / "model"
 
 
-def test_a_killed_run_is_the_same_run(tmp_path: Path, data: Path, unbroken: Path) -> None:
+def test_a_killed_run_is_the_same_run(
+    tmp_path: Path, data: Path, unbroken: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """kill -9 in the seventh step: the state of the fourth is there, and what follows is bit-equal."""
-    recipe = write_recipe(tmp_path, pretrain_data(model=DROPOUT))
+    recipe = make_recipe(tmp_path, model=DROPOUT)
     run = tmp_path / "run"
-    script = (
-        "import os, signal, sys\n"
-        "from pathlib import Path\n"
-        "from m2rag_train.pretraining.loop import PretrainTrainer\n"
-        "from m2rag_train.recipe import RunOptions, load_recipe\n"
-        "step = PretrainTrainer.training_step\n"
-        "def dying(self, *args, **kwargs):\n"
-        "    if self.state.global_step == 6:\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return step(self, *args, **kwargs)\n"
-        "PretrainTrainer.training_step = dying\n"
-        "recipe, run, data = map(Path, sys.argv[1:])\n"
-        "load_recipe(recipe).run(RunOptions(run=run, data=data, device='cpu'))\n"
-    )
-    run.mkdir()
-    killed = in_a_new_process("-c", script, recipe, run, data)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    step = PretrainTrainer.training_step
+
+    def dying(self: PretrainTrainer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if self.state.global_step == 6:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PretrainTrainer, "training_step", dying)
+        assert end_of_a_child(lambda: recipe.run(options(data, run))) == -signal.SIGKILL
     checkpoint = last_checkpoint(run / CHECKPOINTS)
     assert checkpoint is not None and checkpoint.name == "checkpoint-4"
-    load_recipe(recipe).run(options(data, run))
+    load_recipe(tmp_path / "recipe.yaml").run(options(data, run))
     assert_same_tensors(saved_tensors(run), saved_tensors(unbroken))
 
 
