@@ -4,8 +4,8 @@ What is real: everything that stores, filters, scores and fuses is Qdrant Edge, 
 collection; requests come from an unmodified `qdrant_client` (or anything built on it) over TCP on 127.0.0.1.
 What is emulated: routes, status codes and error texts, API keys, collection metadata, the payload schema. They follow
 the published REST interface as far as the client and the tests use it; what is not known here is refused with
-status 501, never ignored. What is not there: gRPC, clusters, shards, replication, aliases, snapshots, users and
-roles, background optimization, persistence beyond the life of the object, versions of a real server's quirks.
+status 501, never ignored. What is not there: gRPC, clusters, shards, replication, snapshots, users and roles,
+background optimization, persistence beyond the life of the object, versions of a real server's quirks.
 
 A test that passes here shows that client, requests and engine agree; it does not replace a run against a real
 server, for which the same tests take the environment variable QDRANT_URL.
@@ -87,6 +87,7 @@ class QdrantTestServer:
 
     def __init__(self, *, api_key: str | None = None, before: Callable[[str], None] | None = None) -> None:
         self.collections: dict[str, Collection] = {}
+        self.aliases: dict[str, str] = {}
         self.api_key = api_key
         self.before = before
         self.faults: list[Fault] = []
@@ -150,21 +151,27 @@ class QdrantTestServer:
             return {"title": "qdrant - vector search engine (test double)", "version": VERSION}
         if path == "/collections":
             return {"collections": [{"name": name} for name in sorted(self.collections)]}
+        if (method, path) == ("GET", "/aliases"):
+            pairs = sorted(self.aliases.items())
+            return {"aliases": [{"alias_name": alias, "collection_name": name} for alias, name in pairs]}
+        if (method, path) == ("POST", "/collections/aliases"):
+            return self._change_aliases(body)
         match = re.fullmatch(r"/collections/([^/]+)(/.*)?", path)
         if match is None:
             raise Refusal(501, f"the test double has no {method} {path}")
         name, rest = unquote(match[1]), (match[2] or "").rstrip("/")
         if rest == "/exists":
-            return {"exists": name in self.collections}
+            return {"exists": self.aliases.get(name, name) in self.collections}
         if (method, rest) == ("PUT", ""):
             return self._create(name, body)
         if (method, rest) == ("DELETE", ""):
             with self._changing:
                 removed = self.collections.pop(name, None)
+                self.aliases = {alias: of for alias, of in self.aliases.items() if of != name}
             if removed is not None:
                 removed.shard.close()
             return removed is not None
-        collection = self.collections.get(name)
+        collection = self.collections.get(self.aliases.get(name, name))
         if collection is None:
             raise Refusal(404, f"Not found: Collection `{name}` doesn't exist!")
         action = _ROUTES.get((method, rest))
@@ -188,6 +195,25 @@ class QdrantTestServer:
             except Exception as error:  # the engine raises nothing narrower
                 raise Refusal(400, f"Wrong input: {error}") from error
             self.collections[name] = Collection(shard, body)
+        return True
+
+    def _change_aliases(self, body: Json) -> bool:
+        """All of the changes or none."""
+        _only(body, "actions")
+        with self._changing:
+            aliases = dict(self.aliases)
+            for action in body["actions"]:
+                _only(action, "create_alias", "delete_alias")
+                if gone := action.get("delete_alias"):
+                    if aliases.pop(gone["alias_name"], None) is None:
+                        raise Refusal(404, f"Not found: Alias {gone['alias_name']} does not exists!")
+                if new := action.get("create_alias"):
+                    if new["collection_name"] not in self.collections:
+                        raise Refusal(404, f"Not found: Collection `{new['collection_name']}` doesn't exist!")
+                    if new["alias_name"] in self.collections:
+                        raise Refusal(409, f"Wrong input: Collection `{new['alias_name']}` already exists!")
+                    aliases[new["alias_name"]] = new["collection_name"]
+            self.aliases = aliases
         return True
 
 

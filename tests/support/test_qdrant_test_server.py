@@ -125,11 +125,35 @@ def test_wait_is_answered(double: QdrantTestServer) -> None:
     client.close()
 
 
+def test_aliases_change_all_at_once(double: QdrantTestServer) -> None:
+    client = QdrantClient(double.url, check_compatibility=False)
+    for name in ("old", "new"):
+        client.create_collection(name, vectors_config=models.VectorParams(size=3, distance=models.Distance.DOT))
+    client.upsert("new", [models.PointStruct(id=1, vector=VECTORS[0])], wait=True)
+
+    def create(name: str, alias: str = "live") -> models.CreateAliasOperation:
+        return models.CreateAliasOperation(create_alias=models.CreateAlias(collection_name=name, alias_name=alias))
+
+    delete = models.DeleteAliasOperation(delete_alias=models.DeleteAlias(alias_name="live"))
+    client.update_collection_aliases([create("old")])
+    assert client.collection_exists("live") and client.count("live").count == 0
+    for refused in ([delete, create("none")], [delete, create("old", "new")], [delete, delete]):
+        with pytest.raises(UnexpectedResponse):
+            client.update_collection_aliases(refused)
+        assert client.count("live").count == 0, "nothing has changed"
+    client.update_collection_aliases([delete, create("new")])
+    assert client.count("live").count == 1
+    assert [(one.alias_name, one.collection_name) for one in client.get_aliases().aliases] == [("live", "new")]
+    client.delete_collection("new")
+    assert not client.get_aliases().aliases and not client.collection_exists("live")
+    client.close()
+
+
 def test_what_it_does_not_know_it_refuses(double: QdrantTestServer) -> None:
     client = QdrantClient(double.url, check_compatibility=False)
     client.create_collection("c", vectors_config=models.VectorParams(size=3, distance=models.Distance.DOT))
     for call in (
-        lambda: client.get_aliases(),
+        lambda: client.list_full_snapshots(),
         lambda: client.create_snapshot("c"),
         lambda: client.query_points("c", query=models.RecommendQuery(recommend=models.RecommendInput(positive=[1]))),
         lambda: client.create_collection("d", vectors_config={}, replication_factor=2),
