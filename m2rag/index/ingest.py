@@ -32,6 +32,7 @@ from m2rag.index.documents import (
 )
 from m2rag.index.embedding import Embedder
 from m2rag.index.pipeline import run_stages
+from m2rag.index.readers import kind_of
 from m2rag.index.seen import Seen
 from m2rag.results import EmbeddingResult
 from m2rag.stores import Point, SparseVector, VectorStore
@@ -379,7 +380,10 @@ def _is_other_file(stored: Mapping[str, Any], pending: Pending) -> bool:
 
 
 def _taken(document: Document, by: str) -> InvalidInputError:
+    kind = kind_of(document.origin) if document.origin is not None else None
+    advice = "files are named relative to the folder given, so index the folder that holds both"
+    if kind is not None and kind.has_rows:
+        advice = "give each row of the file an id of its own, or none"
     return InvalidInputError(
-        f"the id {document.id!r} is taken by {by}: files are named relative to the folder given, so index the folder "
-        "that holds both, or pass Documents with ids of your own"
+        f"the id {document.id!r} is taken by {by}: {advice}, or pass Documents with ids of your own"
     )

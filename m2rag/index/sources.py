@@ -89,6 +89,9 @@ def _expand(position: int, source: Any, skipped: list[str]) -> Iterator[Item]:
         error = InvalidInputTypeError(f"item {position} is {type(source).__name__}, neither a Document nor a path")
         yield Failure(f"item {position}", error)
         return
+    if source == "":
+        yield Failure(f"item {position}", DocumentError(f"item {position} is an empty path"))
+        return
     path = Path(source)
     if not path.is_dir():
         yield FileRef(path, None)

@@ -40,7 +40,8 @@ class FolderSync:
     """One pass over a folder: read `documents`, then ask for those that are `gone`.
 
     A stored document belongs to the folder if the folder is what `add` named it relative to: other documents are left
-    alone, also those of files in this folder that were indexed from elsewhere.
+    alone, also those of files in this folder that were indexed from elsewhere, and those behind a link whose target is
+    not there.
 
     Args:
         folder: the folder.
@@ -91,7 +92,7 @@ class FolderSync:
             name = document_id(path, self.folder)
             for found in read_documents(path, self.folder):
                 if isinstance(found, Failure):
-                    if not path.exists():
+                    if not os.path.lexists(path):
                         break
                     self._broken.add(name)
                 elif found.id != name:
@@ -115,6 +116,8 @@ class FolderSync:
         place = os.path.join(self._root, name)
         if not self._in_scope(place) or any(_within(place, os.path.abspath(path)) for path, _ in self._unreadable):
             return False
+        if self._below_broken_link(place):
+            return False
         if name in self._read:
             # What could not be read may be the row that is missing here.
             return id != name and id not in self._rows and name not in self._broken
@@ -136,6 +139,14 @@ class FolderSync:
                 same = os.path.abspath(root) == self._root
             self._same_root[root] = same
         return self._same_root[root]
+
+    def _below_broken_link(self, place: str) -> bool:
+        """Whether the file, or a folder it lies in, is a link to what is not there now, as on a disk not mounted."""
+        while len(place) > len(self._root):
+            if os.path.islink(place) and not os.path.exists(place):
+                return True
+            place = os.path.dirname(place)
+        return False
 
     def _in_scope(self, place: str) -> bool:
         return self._only is None or any(_within(place, one) for one in self._only)

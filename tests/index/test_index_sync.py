@@ -306,3 +306,20 @@ def test_killed_and_run_again_it_is_the_same_index(tmp_path: Path) -> None:
     with LongDocumentIndex(straight, HashEmbedder()) as index:
         index.sync(docs)
     assert_same(contents(killed), contents(straight))
+
+
+def test_what_a_broken_link_hides_stays(index: LongDocumentIndex, folder: Path, tmp_path: Path) -> None:
+    """The target may lie on a disk that is not mounted; a link that was removed is another matter."""
+    disk = tmp_path / "disk"
+    (disk / "deep").mkdir(parents=True)
+    (disk / "far.txt").write_text("About far things.")
+    (disk / "deep" / "deeper.txt").write_text("About deep things.")
+    (folder / "one.txt").symlink_to(disk / "far.txt")
+    (folder / "many").symlink_to(disk)
+    assert index.sync(folder).added == 9
+    disk.rename(tmp_path / "unmounted")
+    assert counts(index.sync(folder)) == (0, 0, 6, [], ["one.txt"])
+    (folder / "many").unlink()
+    assert counts(index.sync(folder)) == (0, 0, 6, ["many/deep/deeper.txt", "many/far.txt"], ["one.txt"])
+    (folder / "one.txt").unlink()
+    assert counts(index.sync(folder)) == (0, 0, 6, ["one.txt"], [])

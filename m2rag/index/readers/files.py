@@ -39,8 +39,8 @@ def read_document(path: str | Path, root: str | Path | None = None) -> Document:
             binary, damaged, encrypted or without text.
     """
     path = Path(path)
-    kind = _one_document(path)
     _check_file(path)
+    kind = _one_document(path)
     try:
         stat = path.stat()
         check_size(stat.st_size, path)
