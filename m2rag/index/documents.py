@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from m2rag.errors import InvalidInputError, InvalidInputTypeError, M2RagError
 
@@ -180,7 +180,18 @@ class AddProgress:
 
 def point_id(document_id: str) -> UUID:
     """The id of a document's point: the same for the same document id, in every index."""
-    return uuid5(_NAMESPACE, document_id)
+    # uuid5, also for ids that are no valid Unicode: no document has such a one, and it may be asked for.
+    digest = hashlib.sha1(_NAMESPACE.bytes + document_id.encode("utf-8", "surrogatepass")).digest()
+    return UUID(bytes=digest[:16], version=5)
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be stored and looked for: it has no surrogates that stand alone."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def check_document(document: Document) -> dict[str, Any]:

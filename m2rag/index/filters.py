@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 from typing import Any, TypeAlias, get_args
 
 from m2rag.errors import InvalidInputError
+from m2rag.index.documents import is_unicode
 from m2rag.stores import FieldKind, Filter, OneOf, Range, Scalar
 from m2rag.stores.base import Bound, Wanted
 
@@ -30,12 +31,14 @@ def metadata_filter(filter: MetadataFilter | None) -> Filter | None:
     Raises:
         InvalidInputError: it is not made of fields and plain values, ranges or lists.
     """
-    if not filter:
+    if filter is None:
         return None
+    if not isinstance(filter, Mapping):
+        raise InvalidInputError(f"a filter is a mapping of metadata fields to what they must be, not {filter!r}")
     for name in filter:
-        if not isinstance(name, str):
-            raise InvalidInputError(f"filter {name!r}: the name of a metadata field is a str")
-    return {(METADATA, name): _wanted(name, value) for name, value in filter.items()}
+        if not isinstance(name, str) or not is_unicode(name):
+            raise InvalidInputError(f"filter {name!r}: the name of a metadata field is a str of valid Unicode")
+    return {(METADATA, name): _wanted(name, value) for name, value in filter.items()} or None
 
 
 def filterable_fields(fields: Mapping[str, FieldKind] | None) -> dict[tuple[str, ...], FieldKind]:
@@ -54,7 +57,7 @@ def filterable_fields(fields: Mapping[str, FieldKind] | None) -> dict[tuple[str,
 
 def _wanted(name: str, value: Any) -> Wanted:
     if isinstance(value, (str, int, float)):  # a bool is an int
-        return _finite(name, value)
+        return _plain(name, value)
     if isinstance(value, Mapping) and value.keys() == {"in"}:
         return _one_of(name, value["in"])
     if isinstance(value, Mapping) and value and value.keys() <= set(BOUNDS):
@@ -71,7 +74,7 @@ def _one_of(name: str, values: Any) -> OneOf:
     for value in values:
         if not isinstance(value, (str, int, float)):
             raise InvalidInputError(f'filter {name!r}: {value!r} in "in" is not a str, int, float or bool')
-    return OneOf(tuple(_finite(name, value) for value in values))
+    return OneOf(tuple(_plain(name, value) for value in values))
 
 
 def _range(name: str, given: Mapping[str, Any]) -> Range:
@@ -94,10 +97,12 @@ def _bound(name: str, value: Any) -> Bound:
         return date if date.tzinfo else date.replace(tzinfo=timezone.utc)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidInputError(f"filter {name!r}: the bound {value!r} is neither a number nor a date")
-    return _finite(name, value)
+    return _plain(name, value)
 
 
-def _finite(name: str, value: Any) -> Any:
+def _plain(name: str, value: Any) -> Any:
+    if isinstance(value, str) and not is_unicode(value):
+        raise InvalidInputError(f"filter {name!r}: {value!r} is not valid Unicode")
     if isinstance(value, float) and not math.isfinite(value) or isinstance(value, int) and not -MAX <= value < MAX:
         raise InvalidInputError(f"filter {name!r}: {value!r} is no number to compare with")
     return value

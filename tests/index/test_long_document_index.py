@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from uuid import UUID, uuid5
 
 import numpy as np
 import pytest
@@ -142,6 +143,12 @@ def test_wrong_search_arguments(index: LongDocumentIndex) -> None:
         index.search("  ")
     with pytest.raises(InvalidInputError, match="filter 'year'"):
         index.search("cats", filter={"year": None})
+    for wrong in ("year", [("year", 1)], {"\ud800": 1}, {"year": "\ud800"}, {"year": {"in": ["\ud800"]}}):
+        with pytest.raises(InvalidInputError, match="filter"):
+            index.search("cats", filter=wrong)  # type: ignore[arg-type]
+    for mode in ("hybrid", "dense", "lexical"):
+        with pytest.raises(InvalidInputError, match="lone surrogate"):
+            index.search("cats \ud800", mode=mode)  # type: ignore[arg-type]
     with pytest.raises(InvalidInputError, match="quote"):
         index.search("cats", filter={'a"b': 1})
 
@@ -398,13 +405,24 @@ def test_info_with_and_without_the_embedder(tmp_path: Path, embedder: HashEmbedd
 def test_point_ids_never_change() -> None:
     """Existing indexes depend on it: another id for the same document would add it a second time."""
     assert str(point_id("animals")) == "93627cd7-f432-537e-b378-0f89fa123bba"
+    for id in ("a", "ä/文.txt", "x" * 10_000):
+        assert point_id(id) == uuid5(UUID("6a0c1c8e-6d0f-5f0b-9a6e-0d3f6c0b7a52"), id)
+
+
+def test_ids_that_no_document_can_have(index: LongDocumentIndex) -> None:
+    """As from the name of a file that is not valid UTF-8, given to `m2rag delete`."""
+    index.add([Document("?", "Some text."), Document("\\udcff", "Some text.")])
+    assert index.delete("\udcff") == 0 and index.get("\udcff") is None and index.describe(["\udcff"]) == []
+    assert "\udcff" not in index and len(index) == 2
 
 
 def test_one_id_twice_in_one_call(index: LongDocumentIndex) -> None:
     report = index.add([ANIMALS, Document("animals", "Other text."), ANIMALS])
     assert (report.added, report.unchanged) == (1, 1)
-    assert "taken" in str(report.failed[0].cause)
+    assert "taken" in str(report.failed[0].cause) and "index the folder that holds both" in str(report.failed[0].cause)
     assert index.get("animals").text == ANIMALS.text
+    rows = [Document("t.csv#1", text, origin="/t.csv") for text in ("Dogs bark.", "Dogs sleep.")]
+    assert "give each row of the file an id of its own" in str(index.add(rows).failed[0].cause)
 
 
 def test_documents_stream(index: LongDocumentIndex, embedder: HashEmbedder) -> None:
@@ -519,10 +537,12 @@ def test_a_folder_without_documents_is_told_before_any_work(
 
 
 def test_a_missing_path_is_a_failure(index: LongDocumentIndex, tmp_path: Path) -> None:
-    report = index.add([tmp_path / "nothing.txt", ANIMALS, tmp_path / "x.exe"])
+    (tmp_path / "x.exe").touch()
+    report = index.add([tmp_path / "nothing.txt", ANIMALS, tmp_path / "nowhere", tmp_path / "x.exe", ""])
     assert report.added == 1
-    assert "does not exist" in str(report.failed[0].cause)
-    assert ".rst" in str(report.failed[1].cause)
+    missing, folder, unknown, empty = (str(failure.cause) for failure in report.failed)
+    assert "does not exist" in missing and "does not exist" in folder
+    assert ".rst" in unknown and empty == "item 4 is an empty path"
 
 
 def test_the_index_does_not_index_itself(tmp_path: Path, embedder: HashEmbedder) -> None:
