@@ -17,6 +17,7 @@ from m2rag.job import TOO_LONG, EmbeddingJob, JobSettings
 from m2rag.lanes import arun_lanes, run_lanes
 from m2rag.progress import embedding_progress
 from m2rag.results import EmbeddingResult, PassageVectors
+from m2rag.words import WordVectors
 
 PRECISIONS = ("float32", "float16", "int8", "binary")
 
@@ -163,6 +164,14 @@ class M2Embedder:
     def has_passages(self) -> bool:
         """Whether passages can be had: they need the model's hidden states, which no remote model gives."""
         return self._backend.has_spans
+
+    @property
+    def word_vectors(self) -> WordVectors | None:
+        """What the model's embedding layer holds of the words of its vocabulary, made anew each time.
+
+        None for a remote model, and for one whose tokens are not words and parts of words.
+        """
+        return self._backend.words()
 
     @property
     def fingerprint(self) -> str:

@@ -158,6 +158,16 @@ class TextTokenizer:
         """Token -> id."""
         return self._backend.get_vocab()
 
+    def whole_words(self) -> dict[str, int]:
+        """Words of two letters and more that are tokens, and their ids, lowest first.
+
+        Empty for a vocabulary that is not BERT's kind: there a token does not tell whether it is a word or its end.
+        """
+        if not self._piecewise:
+            return {}
+        by_id = sorted(self.vocabulary.items(), key=lambda item: item[1])
+        return {token: index for token, index in by_id if len(token) > 1 and token.isalpha()}
+
     def encode(self, text: str) -> Tokens:
         """Tokens of one text."""
         return next(self.encode_many([text]))

@@ -91,6 +91,9 @@ class FakeBackend:
     def identity(self) -> dict[str, str]:
         return {"model": "fake"}
 
+    def words(self) -> None:
+        """It has no embedding layer."""
+
     def info(self) -> dict[str, Any]:
         return {"backend": "fake"}
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from m2rag.batching import Piece, Plan
 from m2rag.tokenizer import Tokenizer
+from m2rag.words import WordVectors
 
 # The checkpoint that comes with the package.
 BUNDLED_MODEL = "m2rag-mini"
@@ -70,6 +71,10 @@ class Backend(Protocol):
 
     def identity(self) -> dict[str, str]:
         """What vectors must share to be comparable, in words short enough to be stored with a collection."""
+        ...
+
+    def words(self) -> WordVectors | None:
+        """What the model knows of single words; None where that cannot be seen. Made anew in every call."""
         ...
 
     def info(self) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from m2rag.batching import BatchRule, Piece
 from m2rag.errors import CheckpointError
 from m2rag.models import M2BertModel, checkpoints, load_checkpoint
 from m2rag.tokenizer import TextTokenizer
+from m2rag.words import WordVectors
 from m2rag_kernels import choose
 
 logger = logging.getLogger(__name__)
@@ -151,6 +152,15 @@ class LocalBackend:
             "padding": config.padding,
             "pooling": config.pooling,
         }
+
+    def words(self) -> WordVectors | None:
+        vocabulary = self.tokenizer.whole_words()
+        if not vocabulary:
+            return None
+        table = self._model.get_input_embeddings().weight.detach().float().cpu().numpy()
+        vectors = table[list(vocabulary.values())] - table.mean(axis=0)
+        lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return WordVectors(tuple(vocabulary), vectors / np.maximum(lengths, np.finfo(np.float32).tiny))
 
     def info(self) -> dict[str, Any]:
         config = self._model.config

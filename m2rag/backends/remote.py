@@ -132,6 +132,9 @@ class RemoteBackend:
         place = self._endpoint.provider.name if self._endpoint.provider else self._endpoint.host
         return {"remote": place, "model": self.model_name}
 
+    def words(self) -> None:
+        """The weights cannot be seen from here."""
+
     def info(self) -> dict[str, Any]:
         return {
             "backend": "remote",

@@ -14,6 +14,8 @@ class Embedder(Protocol):
     """Whole texts in, one vector of D numbers each, passages on request. `M2Embedder` is one.
 
     An embedder that has no passages says so by an attribute `has_passages` that is False: then it is not asked for any.
+    One that knows related words has an attribute `word_vectors` (`WordVectors` or None): then they count in the choice
+    of the passages that are shown.
     """
 
     @property

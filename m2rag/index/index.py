@@ -24,6 +24,7 @@ from m2rag.index.maintenance import delete_from, write_snapshot_of
 from m2rag.index.modes import Mode, check_numbers, checked_order
 from m2rag.index.ranking import Search, StoreSource
 from m2rag.index.ranking import Source as Rankings
+from m2rag.index.related import RelatedWords
 from m2rag.index.sources import Source, plan, read
 from m2rag.index.sync import FolderSync, SyncReport
 from m2rag.stores import FieldKind, Manifest, Quantization, Schema, TextStore, VectorSpec, VectorStore, open_store
@@ -81,6 +82,7 @@ class LongDocumentIndex:
     ) -> None:
         self._embedder = embedder
         self._writing = threading.Lock()
+        self._related: dict[str, RelatedWords | None] = {}
         if isinstance(path_or_store, (str, Path)):
             new = new_index(embedder, lexical, quantization, filterable) if create else None
             self._store = open_store(path_or_store, create=new, api_key=api_key)
@@ -309,11 +311,22 @@ class LongDocumentIndex:
         order = checked_order(mode, weights, rescore, no_words=self._no_words())
         vector = self._query_vector(query)
         points, scores = Search(self._store, rankings, query, vector, order).best(k)
-        asked = Query(query, vector, order.mode, self._bm25 or _bm25_of(language_of_words(self._store)))
+        bm25 = self._bm25 or _bm25_of(language_of_words(self._store))
+        related = self._related_words(bm25) if n_passages and order.mode == "hybrid" else None
+        asked = Query(query, vector, order.mode, bm25, related)
         return make_hits(self._store, points, scores, asked, n_passages)
 
     def _no_words(self) -> str | None:
         """Why documents cannot be found by their words; None if they can."""
+    def _related_words(self, bm25: Bm25 | None) -> RelatedWords | None:
+        """Of a language, made at its first search; None where the embedder knows nothing of words."""
+        if bm25 is None:
+            return None
+        if bm25.language not in self._related:
+            words = getattr(self._embedder, "word_vectors", None)
+            self._related[bm25.language] = RelatedWords(bm25, words) if words is not None else None
+        return self._related[bm25.language]
+
         if language_of_words(self._store):
             return None
         return f"the index at {self.location} has no words to search by: it was made without (lexical=None)"

@@ -24,6 +24,7 @@ from m2rag.errors import M2RagError
 from m2rag.tokenizer import Tokenizer
 
 SHORT_TOKENS = 512
+from m2rag.words import WordVectors
 """Pieces of up to this cost, in padded tokens, go through the short lane."""
 
 # So many times the seconds that a piece will take is it put back for.
@@ -124,6 +125,9 @@ class SharedBackend:
         return self._inner.info()
 
     def run(self, batch: Sequence[Piece]) -> list[PieceOutput]:
+    def words(self) -> WordVectors | None:
+        return self._inner.words()
+
         future = self._work.put(batch, self._delay)
         try:
             return future.result()

@@ -40,6 +40,14 @@ class Bm25:
         """Of a query; empty if it has no words but stop words."""
         return _vector(self._bm25.embed_query(text))
 
+    def stems(self, text: str) -> list[int]:
+        """Of a text's words, hashed, each once."""
+        return self._bm25.embed_document(text).indices
+
+    def stems_of_query(self, text: str) -> list[int]:
+        """Of a query's words, as `stems`."""
+        return self._bm25.embed_query(text).indices
+
     def scores(self, texts: Sequence[str], query: str) -> np.ndarray:
         """(N,) float64: BM25 of each text for the query, with words' rarity counted among these texts; 0 for none."""
         columns = {int(index): column for column, index in enumerate(self.query(query).indices)}
