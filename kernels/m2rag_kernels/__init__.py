@@ -8,7 +8,7 @@ channels, for inference; its definition is the composition in `M2BertMixer`.
 
 from __future__ import annotations
 
-from m2rag_kernels.cache import DerivedCache, Workspace
+from m2rag_kernels.cache import DerivedCache, HeapTrimmer, Workspace
 from m2rag_kernels.dispatch import KERNELS, check_kernels, choose, chosen, needs_grad
 
-__all__ = ["KERNELS", "DerivedCache", "Workspace", "check_kernels", "choose", "chosen", "needs_grad"]
+__all__ = ["KERNELS", "DerivedCache", "HeapTrimmer", "Workspace", "check_kernels", "choose", "chosen", "needs_grad"]

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import math
+import mmap
+import sys
 import threading
+import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
@@ -139,6 +143,39 @@ class DerivedCache:
             self._nbytes -= entry.nbytes
 
 
+def lasting_empty(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A contiguous CPU tensor of zeros, in memory that goes back to the system when the tensor does.
+
+    For what is kept between calls: among a call's short-lived tensors in the heap, values that come and go with a
+    length of input leave holes that nothing else fits into, and a process that serves many lengths grows by them.
+    """
+    size = math.prod(shape)
+    return torch.frombuffer(mmap.mmap(-1, max(size, 1) * dtype.itemsize), dtype=dtype)[:size].view(*shape)
+
+
+class HeapTrimmer:
+    """Gives memory of the heap that nobody uses back to the system, now and then.
+
+    Large tensors of changing lengths leave holes in glibc's heap that it neither fills nor returns (aligned blocks do
+    not fit where one of their size was freed, glibc bug 14581): a process that embeds documents of many lengths would
+    grow by a gigabyte. Under other allocators it does nothing.
+
+    Args:
+        seconds: between two times; each costs some milliseconds, and the pages it returned when they are used again.
+    """
+
+    def __init__(self, seconds: float = 5.0) -> None:
+        self._seconds = seconds
+        self._last = time.monotonic()
+        self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+
+    def __call__(self) -> None:
+        """For the end of a large piece of work, in any thread."""
+        if self._trim is not None and time.monotonic() - self._last >= self._seconds:
+            self._trim(0)
+            self._last = time.monotonic()
+
+
 class Scratch:
     """Buffers that are overwritten again and again: fresh memory of many megabytes costs more than filling it."""
 
@@ -205,6 +242,8 @@ class Workspace:
 
         Having some of it helps too, unlike spectra.
         """
+        if value.device.type == "cpu":
+            value = lasting_empty(value.shape, value.dtype).copy_(value)
         self.spectra.keep(what, sources, value, share=1 / 3)
 
     def keeps_spectra_of(self, nbytes: int) -> bool:

@@ -21,7 +21,7 @@ from m2rag.errors import CheckpointError
 from m2rag.models import M2BertModel, checkpoints, load_checkpoint
 from m2rag.tokenizer import TextTokenizer
 from m2rag.words import WordVectors
-from m2rag_kernels import choose
+from m2rag_kernels import HeapTrimmer, choose
 
 logger = logging.getLogger(__name__)
 
@@ -102,6 +102,7 @@ class LocalBackend:
         # Short ones do not wait for a long one: they need little memory.
         self._large_lock = threading.Lock()
         self._small_lock = threading.Lock()
+        self._trim_heap = HeapTrimmer()
 
     @classmethod
     def load(cls, model: str | Path | None, **options: Any) -> LocalBackend:
@@ -179,7 +180,10 @@ class LocalBackend:
         small = self.batch_rule.total(batch) <= SMALL_BATCH_TOKENS
         try:
             with self._small_lock if small else self._large_lock:
-                return self._forward(batch)
+                outputs = self._forward(batch)
+            if not small and self.device.type == "cpu":
+                self._trim_heap()
+            return outputs
         except torch.OutOfMemoryError as error:
             reason = str(error)
         except RuntimeError as error:

@@ -11,6 +11,8 @@ from __future__ import annotations
 import asyncio
 import bisect
 import itertools
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,9 +24,9 @@ from m2rag.backends import Backend, BatchTooLargeError, PieceOutput
 from m2rag.batching import Piece, Plan
 from m2rag.errors import M2RagError
 from m2rag.tokenizer import Tokenizer
+from m2rag.words import WordVectors
 
 SHORT_TOKENS = 512
-from m2rag.words import WordVectors
 """Pieces of up to this cost, in padded tokens, go through the short lane."""
 
 # So many times the seconds that a piece will take is it put back for.
@@ -34,6 +36,8 @@ _BACKGROUND_SECONDS = 20.0
 # Looked at for one batch: planning takes time too.
 _CANDIDATES = 256
 _FIRST_RATE = 5_000.0
+# Beside a short batch that has work too, the long lane gets about a quarter of the CPU.
+_LONG_NICENESS = 5
 
 OnBatch = Callable[[str, int, int, float], None]
 
@@ -121,13 +125,13 @@ class SharedBackend:
     def identity(self) -> dict[str, str]:
         return self._inner.identity()
 
+    def words(self) -> WordVectors | None:
+        return self._inner.words()
+
     def info(self) -> dict[str, Any]:
         return self._inner.info()
 
     def run(self, batch: Sequence[Piece]) -> list[PieceOutput]:
-    def words(self) -> WordVectors | None:
-        return self._inner.words()
-
         future = self._work.put(batch, self._delay)
         try:
             return future.result()
@@ -228,6 +232,8 @@ class _Work:
 
     def serve(self, lane: str, budget: int, on_batch: OnBatch | None) -> None:
         """What a lane's thread does until `stop`."""
+        if lane == "long":
+            _give_way()
         while batch := self._next(lane, budget):
             started = self._clock()
             self._run(batch)
@@ -285,6 +291,13 @@ class _Work:
                 kept = [waiting for waiting in queue if waiting.call.future is not future]
                 self.tokens -= sum(waiting.cost for waiting in queue) - sum(waiting.cost for waiting in kept)
                 queue[:] = kept
+
+
+def _give_way() -> None:
+    """Let this thread, and those that the model starts from it, have less of a full CPU than others."""
+    # Elsewhere a niceness is the whole process's.
+    if sys.platform == "linux":
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), os.nice(0) + _LONG_NICENESS)
 
 
 def _failure(future: Future[Any]) -> BaseException | None:

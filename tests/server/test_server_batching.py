@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -220,6 +222,19 @@ def test_an_error_of_the_model_reaches_who_waits_and_the_lane_goes_on(
     broken[0] = False
     assert len(backend.run([piece(5)])) == 1
     waiting(backend, 0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness of threads")
+def test_documents_give_way_to_queries_on_a_full_cpu(shared: Callable[..., SharedBackend]) -> None:
+    niceness: dict[bool, int] = {}
+
+    def note(batch: Sequence[Piece]) -> None:
+        niceness[len(batch[0]) > SHORT_TOKENS] = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    backend = shared(FakeBackend(max_tokens=4_096, fails=note))
+    backend.run([piece(SHORT_TOKENS + 1), piece(5)])
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    assert niceness[False] == own < niceness[True]
 
 
 def test_stopping_ends_all_waits(shared: Callable[..., SharedBackend]) -> None:

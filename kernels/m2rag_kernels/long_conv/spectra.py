@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from m2rag_kernels.cache import Workspace
+from m2rag_kernels.cache import Workspace, lasting_empty
 from m2rag_kernels.long_conv.cpu import Segment, Spectrum, taps_spectrum
 
 # Channels whose taps are multiplied out together.
@@ -92,7 +92,7 @@ class SpectrumSource:
         nbytes = spectra_bytes(cut)
         self._keep = self._all is None and workspace.keeps_spectra_of(nbytes)
         if self._keep:
-            self._all = torch.empty(nbytes // torch.complex64.itemsize, dtype=torch.complex64)
+            self._all = lasting_empty((nbytes // torch.complex64.itemsize,), torch.complex64)
 
     def __call__(self, lo: int, hi: int) -> Spectrum:
         """Those of channels lo..hi-1 of one segment; ranges come in rising order, each once."""
