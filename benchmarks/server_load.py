@@ -32,6 +32,7 @@ from common import RESULTS, Row, environment, significant, table
 
 from m2rag import M2Embedder
 from m2rag.demo import load_documents
+from m2rag.server.settings import ServerSettings
 
 KINDS = {  # name: (words, how many different ones, share of the clients)
     "query": ((4, 16), 400, 0.75),
@@ -40,6 +41,8 @@ KINDS = {  # name: (words, how many different ones, share of the clients)
 }
 TOLERANCE = 1e-5
 WARM_SECONDS = 60.0
+# As long as the server works for a request.
+PATIENCE = ServerSettings().timeout
 
 
 @dataclass
@@ -50,7 +53,7 @@ class Tally:
     tokens: int = 0
     wrong: int = 0
     busy: int = 0
-    lost: int = 0
+    lost: list[str] = field(default_factory=list)
 
 
 @contextmanager
@@ -100,8 +103,8 @@ async def client(
         started = time.perf_counter()
         try:
             answer = await http.post("/v1/embeddings", json=body | ({"encoding_format": "base64"} if as_base64 else {}))
-        except httpx.HTTPError:
-            tally.lost += 1
+        except httpx.HTTPError as error:
+            tally.lost.append(f"{kind}: {error!r} after {time.perf_counter() - started:.0f} s")
             continue
         if answer.status_code == 429:
             tally.busy += 1
@@ -109,7 +112,7 @@ async def client(
             continue
         tally.seconds[kind].append(time.perf_counter() - started)
         if answer.status_code != 200:
-            tally.lost += 1
+            tally.lost.append(f"{kind}: status {answer.status_code}: {answer.text[:200]}")
             continue
         found = answer.json()
         tally.tokens += found["usage"]["total_tokens"]
@@ -127,7 +130,7 @@ async def load(address: str, process: psutil.Process, clients: int, seconds: flo
     vectors = {kind: embedder.embed_documents(some).vectors for kind, some in texts.items()}
     tally, memory = Tally(), []
     limits = httpx.Limits(max_connections=clients, max_keepalive_connections=clients)
-    async with httpx.AsyncClient(base_url=address, timeout=120, limits=limits, trust_env=False) as http:
+    async with httpx.AsyncClient(base_url=address, timeout=PATIENCE, limits=limits, trust_env=False) as http:
         until = time.perf_counter() + seconds
         tasks = []
         for number in range(clients):
@@ -155,7 +158,7 @@ def summary(tally: Tally, memory: list[float], clients: int, seconds: float) -> 
         "requests_per_s": round(requests / seconds, 1),
         "tokens_per_s": round(tally.tokens / seconds),
         "wrong_vectors": tally.wrong,
-        "lost": tally.lost,
+        "lost": len(tally.lost),
         "busy": tally.busy,
         "memory_mb": {"start": round(memory[0]), "end": round(memory[-1]), "peak": round(max(memory))},
     }
@@ -176,6 +179,8 @@ def main() -> None:
         json.dump({"environment": environment("cpu") | {"cores": os.cpu_count()}, **row}, file, indent=2)
         file.write("\n")
     print(table([{"kind": kind, **row[kind]} for kind in KINDS], ("kind", "requests", "p50_s", "p95_s", "p99_s")))
+    for reason in tally.lost:
+        print("lost:", reason)
     print(json.dumps({key: value for key, value in row.items() if key not in KINDS}))
 
 
