@@ -399,7 +399,7 @@ document.addEventListener("keydown", (event) => {
   if ((key === "ArrowDown" || key === "ArrowUp") && (inList || (key === "ArrowDown" && atEndOfQuery(target)))) moveInList(key === "ArrowDown" ? 1 : -1);
   else if (key === "Escape" && reader.open) go({ doc: null });
   else if (key === "Escape" && inList) $("query").focus();
-  else if (typing) return;
+  else if (typing && !(key === "/" && target.matches("select"))) return;
   else if (key === "/") { $("query").focus(); $("query").select(); }
   else if (key === "?") $("shortcuts").showModal();
   else if (reader.open && key === "n") reader.step(1);
