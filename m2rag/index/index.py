@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar, get_args
 import numpy as np
 
 from m2rag.errors import InvalidInputError, NonFiniteError, StoreError
-from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Stored, point_id
+from m2rag.index.documents import AddProgress, AddReport, Document, Failure, Hit, Stored, is_unicode, point_id
 from m2rag.index.embedding import Embedder
 from m2rag.index.filters import METADATA, MetadataFilter, filterable_fields, metadata_filter
 from m2rag.index.hits import HIT_FIELDS, READ_AT_ONCE, Query, make_hits
@@ -288,8 +288,8 @@ class LongDocumentIndex:
             `document_score` is always the cosine.
 
         Raises:
-            InvalidInputError: a number is out of range, the filter is malformed, the query is empty, or the mode needs
-                words and the index has none.
+            InvalidInputError: a number is out of range, the filter is malformed, the query is empty or not valid
+                Unicode, or the mode needs words and the index has none.
             IndexMismatchError: the embedder is not the index's.
             NonFiniteError: the query's vector holds NaN or infinity.
         """
@@ -308,6 +308,8 @@ class LongDocumentIndex:
     ) -> list[Hit]:
         """`search` in rankings from anywhere."""
         check_numbers(k, n_passages)
+        if not is_unicode(query):
+            raise InvalidInputError("the query is not valid Unicode: it holds a lone surrogate")
         order = checked_order(mode, weights, rescore, no_words=self._no_words())
         vector = self._query_vector(query)
         points, scores = Search(self._store, rankings, query, vector, order).best(k)
@@ -316,8 +318,6 @@ class LongDocumentIndex:
         asked = Query(query, vector, order.mode, bm25, related)
         return make_hits(self._store, points, scores, asked, n_passages)
 
-    def _no_words(self) -> str | None:
-        """Why documents cannot be found by their words; None if they can."""
     def _related_words(self, bm25: Bm25 | None) -> RelatedWords | None:
         """Of a language, made at its first search; None where the embedder knows nothing of words."""
         if bm25 is None:
@@ -327,6 +327,8 @@ class LongDocumentIndex:
             self._related[bm25.language] = RelatedWords(bm25, words) if words is not None else None
         return self._related[bm25.language]
 
+    def _no_words(self) -> str | None:
+        """Why documents cannot be found by their words; None if they can."""
         if language_of_words(self._store):
             return None
         return f"the index at {self.location} has no words to search by: it was made without (lexical=None)"
