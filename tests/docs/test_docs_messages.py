@@ -85,9 +85,7 @@ RAISED: dict[str, Callable[[], object]] = {
     "the URL of a Qdrant server": lambda: LongDocumentIndex("http://localhost:6333/papers?api-key=k", M2Embedder()),
     "openai needs": lambda: M2Embedder("text-embedding-3-small", base_url="openai"),
     "base_url is": lambda: M2Embedder("any-model", base_url="localhost:8000"),
-    "any-model gives": lambda: M2Embedder("any-model", base_url="https://host/v1").embed_documents(
-        ["x"], passages=True
-    ),
+    "any-model gives": lambda: M2Embedder("any-model", base_url="https://host/v1").embed_passages("A text."),
 }
 
 

@@ -21,6 +21,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,15 @@ def commands(code: str, program: str = "m2rag") -> list[list[str]]:
     return [words[: words.index("|")] if "|" in words else words for words in found]
 
 
+@lru_cache(maxsize=1)
+def _commands() -> Any:
+    import typer
+
+    from m2rag.cli.app import app
+
+    return typer.main.get_command(app)
+
+
 def wrong_command(words: list[str]) -> str | None:
     """Why a command line of m2rag would be refused for its form; None if it would not.
 
@@ -162,9 +172,7 @@ def wrong_command(words: list[str]) -> str | None:
     """
     import typer
 
-    from m2rag.cli.app import app
-
-    group: Any = typer.main.get_command(app)
+    group = _commands()
     context = group.make_context("m2rag", ["doctor"])
     command = group.get_command(context, words[1])
     if command is None:
