@@ -13,6 +13,8 @@ SIDE_BY_SIDE := --no-print-directory -j $(shell getconf _NPROCESSORS_ONLN)
 SIDE_BY_SIDE += $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 # Without compiled files, each process of the tests compiles anew what it imports.
 unexport PYTHONDONTWRITEBYTECODE
+# What is imported is compiled then; all of it takes a minute.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint types docs bench quality clean $(INTEGRATIONS:=/test) $(INTEGRATIONS:=/types)
@@ -26,17 +28,17 @@ help:
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(INSTALL) -e '.[dev]'
 	touch $(STAMP)
 
 $(STAMP_ALL): $(STAMP) $(INTEGRATIONS:=/pyproject.toml)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+	$(INSTALL) \
 		$(foreach folder,$(INTEGRATIONS),-e './$(folder)[test]')
 	touch $(STAMP_ALL)
 
 $(STAMP_DOCS): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(INSTALL) -e '.[docs]'
 	touch $(STAMP_DOCS)
 
 demo: $(STAMP)
