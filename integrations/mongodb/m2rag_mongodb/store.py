@@ -359,11 +359,16 @@ class MongoStore:
         if name in self._options.filter_fields:
             return
         self._verify()
-        self._options = replace(self._options, filter_fields=(*self._options.filter_fields, name))
-        for index in self.search_indexes:
-            make_index(self._server, self._collection, index, update=True)
-        # After the index: more fields there than the record names are no obstacle to opening the collection.
-        self._ask("update_one", {"_id": MANIFEST_ID}, {"$addToSet": {"options.filter_fields": name}})
+        before = self._options
+        self._options = replace(before, filter_fields=(*before.filter_fields, name))
+        try:
+            for index in self.search_indexes:
+                make_index(self._server, self._collection, index, update=True)
+            # After the index: more fields there than the record names are no obstacle to opening the collection.
+            self._ask("update_one", {"_id": MANIFEST_ID}, {"$addToSet": {"options.filter_fields": name}})
+        except BaseException:
+            self._options = before  # else the next call would take it for done
+            raise
         self._searches = Searches(self._server, self._collection, self.search_indexes, self._ready_seconds)
         for index in self.search_indexes:
             self._searches.wait(index, self._ready_seconds)

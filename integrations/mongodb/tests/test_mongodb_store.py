@@ -171,7 +171,9 @@ def test_filters_with_unusual_names_and_several(filled: Pair) -> None:
     assert len(ask({("metadata", "flag"): True, ("metadata", "number"): 2})) == 10
 
 
-def test_ranges_need_a_field_that_the_search_index_knows(database: Database[Doc]) -> None:
+def test_ranges_need_a_field_that_the_search_index_knows(
+    database: Database[Doc], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = ("metadata", "number")
     where = {path: Range(gte=2, lt=3)}
     one = opened(database, create=(MANIFEST, replace(SCHEMA, filterable={})))
@@ -179,6 +181,15 @@ def test_ranges_need_a_field_that_the_search_index_knows(database: Database[Doc]
     one.optimize()
     with pytest.raises(InvalidInputError, match=r"make_filterable\('number'"):
         one.query("doc", unit(), limit=99, filter=where)
+
+    def refused(*args: Any, **more: Any) -> None:
+        raise StoreError("refused")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("m2rag_mongodb.store.make_index", refused)
+        with pytest.raises(StoreError, match="refused"):
+            one.make_filterable(path, "integer")
+    assert one.filterable() == {}, "what failed is not taken for done"
     for _ in range(2):
         one.make_filterable(path, "integer")
         assert one.filterable() == {path: "any"}
