@@ -200,7 +200,7 @@ def _root(identifier: str) -> str:
 
 
 def _first_of_each(documents: Iterable[AskedDocument]) -> list[AskedDocument]:
-    """Of a book's pieces only the first one with all kinds of text."""
+    """Of a book's pieces only the first."""
     return list({_root(document.id): document for document in reversed(list(documents))}.values())[::-1]
 
 
