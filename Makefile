@@ -68,7 +68,7 @@ $(INTEGRATIONS:=/types):
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: $(STAMP_DOCS)
 	$(BIN)/python -m mkdocs build --strict --quiet
-	@echo "site/index.html"
+	@echo "site/index.html; with its search: $(BIN)/python -m http.server --directory site"
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/cpu.py
