@@ -79,8 +79,8 @@ def add_documents(store: M2QdrantVectorStore, path: Path | None, console: Consol
             load_documents() if path is None else path,
             progress=lambda now: status.update(f"Indexing: {now.done:,} documents, {now.tokens:,} tokens"),
         )
-    new = report.added + report.replaced
-    console.print(f"{new} documents embedded, {report.unchanged} unchanged: {store.index.location}", style="dim")
+    new, place = report.added + report.replaced, store.index.location
+    console.print(f"Embedded: {new}, unchanged: {report.unchanged}, index: {place}", style="dim", markup=False)
     for failure in report.failed:
         console.print(Text(f"{failure.id} is not in the index: {failure.cause}", style="yellow"))
 
@@ -134,12 +134,17 @@ def smollm2() -> Any:
 
 def spoken(model: Any, question: str, sources: Sequence[Source], console: Console) -> str:
     """The model's answer, shown as it comes."""
-    console.print(f"{model.model_name} answers from {len(sources)} passages:", style="dim")
+    from openai import OpenAIError  # comes with the model
+
+    console.print(f"{model.model_name} answers from the passages below:", style="dim")
     listed = "\n\n".join(f"[{source.number}] {source.title or source.id}\n{source.text}" for source in sources)
     answer = ""
-    for piece in (PROMPT | model | StrOutputParser()).stream({"question": question, "sources": listed}):
-        answer += piece
-        console.print(printable(piece), end="")
+    try:
+        for piece in (PROMPT | model | StrOutputParser()).stream({"question": question, "sources": listed}):
+            answer += piece
+            console.print(printable(piece), end="")
+    except OpenAIError as error:
+        raise M2RagError(f"{model.model_name} at {model.openai_api_base} did not answer: {error}") from error
     console.print()
     return answer
 
@@ -176,4 +181,4 @@ if __name__ == "__main__":
     try:
         main()
     except (M2RagError, ImportError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+        raise SystemExit(f"error: {error}") from error

@@ -116,7 +116,7 @@ def add_documents(index: LongDocumentIndex, path: Path | None, console: Console)
             progress=lambda now: status.update(f"Indexing: {now.done:,} documents, {now.tokens:,} tokens"),
         )
     new = report.added + report.replaced
-    console.print(f"{new} documents embedded, {report.unchanged} unchanged: {index.location}", style="dim")
+    console.print(f"Embedded: {new}, unchanged: {report.unchanged}, index: {index.location}", style="dim", markup=False)
     for failure in report.failed:
         console.print(Text(f"{failure.id} is not in the index: {failure.cause}", style="yellow"))
 
@@ -152,7 +152,7 @@ def answered(
     engine = CitationQueryEngine.from_args(
         None, llm=llm, retriever=retriever, citation_qa_template=PROMPT, citation_chunk_size=10_000
     )
-    console.print(f"{llm.endpoint.model} answers from {len(nodes)} passages:", style="dim")
+    console.print(f"{llm.endpoint.model} answers from the passages below:", style="dim")
     with console.status("Asking"):
         answer = str(engine.synthesize(QueryBundle(question), nodes))
     console.print(printable(answer))
@@ -208,4 +208,4 @@ if __name__ == "__main__":
     try:
         main()
     except (M2RagError, ImportError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+        raise SystemExit(f"error: {error}") from error

