@@ -13,6 +13,7 @@ Without PATHS it takes documents that come with the package. Half of them are in
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import tempfile
 import time
@@ -26,6 +27,7 @@ import numpy as np
 import ray
 from ray.util import ActorPool
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 
 from m2rag import Document, LongDocumentIndex, M2Embedder
@@ -261,26 +263,27 @@ def show(measured: Measured, documents: int, console: Console) -> None:
         for column in table.columns[0 if table is time_table else 1 :]:
             column.justify = "right"
         console.print(table)
-    console.print(failures(measured, documents), highlight=False)
+    console.print("\nWhat fails, and how it goes on")
+    for line in failures(measured):
+        console.print(Padding(f"- {line}", (0, 0, 0, 2)), highlight=False)
 
 
-def failures(measured: Measured, documents: int) -> str:
+def failures(measured: Measured) -> list[str]:
     """What can go wrong, what it costs, and how it goes on."""
     at_hand = max(1, round(GROUP_TOKENS / measured.tokens_per_document))
     seconds = at_hand * measured.tokens_per_document / measured.tokens_per_second
-    looked_up = measured.looked_up / measured.lookup_seconds if measured.lookup_seconds else 0.0
-    again = documents / looked_up / 3600 if looked_up else 0.0
-    return f"""
-What fails, and how it goes on
-- A worker dies: Ray starts another, which does its group again, {at_hand:,} documents or {seconds:,.0f} s of work.
-- A document over which workers die again and again is reported with its id; so is one that cannot be read.
-- The server does not answer: writes are tried again for a while, then the run ends with a StoreError. Nothing is lost
-  that it has acknowledged.
-- This process dies, or Ctrl-C: run the same command again. What is there and unchanged is looked up and not embedded;
-  here that went at {looked_up:,.0f} documents/s, so {documents:,} would take {again:,.1f} h in one process.
-- A changed document replaces the one there. Deleting those whose files are gone is `m2rag sync`.
-- Give disks twice what the table says: servers merge segments, and a snapshot needs room.
-  A replica doubles it again."""
+    looked_up = f"{measured.looked_up:,} documents in {measured.lookup_seconds:,.1f} s"
+    return [
+        f"A worker dies: Ray starts another, which does its group again, {at_hand:,} documents or {seconds:,.0f} s.",
+        "A document over which workers die again and again is reported with its id; so is one that cannot be read.",
+        "The server does not answer: writes are tried again for a while, then the run ends with a StoreError. Nothing "
+        "is lost that it has acknowledged.",
+        "This process dies, or Ctrl-C: run the same command again. What is there and unchanged is looked up and not "
+        f"embedded: here {looked_up}, of many in a row thousands a second.",
+        "A changed document replaces the one there. Deleting those whose files are gone is `m2rag sync`.",
+        "Give disks twice what the table says: servers merge segments, and a snapshot needs room. A replica doubles it "
+        "again.",
+    ]
 
 
 def main(arguments: Sequence[str] | None = None) -> Measured:
@@ -303,7 +306,8 @@ def main(arguments: Sequence[str] | None = None) -> Measured:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers over the network
             workers = args.workers or 2
             local = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 200_000_000}
-            ray.init(args.address or "local", log_to_driver=False, **({} if args.address else local))
+            quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+            ray.init(args.address or "local", **quiet, **({} if args.address else local))
             try:
                 with tempfile.TemporaryDirectory() as folder:
                     measured = trial(sources, Path(folder) / "index", args.model, workers, console)

@@ -800,6 +800,21 @@ def test_positions_count_characters(open_page: Opener, empty: str) -> None:
     assert at == units(text)
 
 
+def test_numbered_clauses_without_blank_lines(open_page: Opener, empty: str) -> None:
+    """As the text of a PDF has them: each is a paragraph, whose lines flow."""
+    clause = (
+        "4.1 The tenant keeps the inside in repair, doors, fittings and glass included.\nWhat is urgent may be done."
+    )
+    dotted = "4.2. Either of them may say, by letter, that the use of more than version\n3.2 of it needs consent."
+    page = open_page(empty)
+    kinds = page.evaluate(
+        """async (text) => { const {paragraphs} = await import('/page/text.js');
+        return paragraphs(text).map((one) => [one.kind, text.slice(one.start, one.end).trim()]); }""",
+        f"4. Repairs\n{clause}\n{dotted}\n",
+    )
+    assert kinds == [["title", "4. Repairs"], ["item", clause], ["item", dotted]]
+
+
 def test_kinds_of_paragraphs(open_page: Opener, empty: str) -> None:
     wrapped = (
         "This paragraph was broken into lines by hand, at a width of about sixty\n"

@@ -70,7 +70,7 @@ export function snippet(text, words, width = 300) {
 
 const RULE = /^\s*([=\-~^"'`#*+.:_])\1{2,}\s*$/;
 const FENCE = /^\s*(```|~~~)/;
-const ITEM = /^\s*([-*+•–]|\d{1,3}[.)]|[a-zA-Z][.)]|\.\. \[[^\]]+\])\s+\S/;
+const ITEM = /^\s*([-*+•–]|\d{1,3}[.)]|\d{1,3}(\.\d{1,3})+\.?(?=\s+["'“(]?\p{Lu})|[a-zA-Z][.)]|\.\. \[[^\]]+\])\s+\S/u;
 // A line between blank ones that looks like a heading: short, and not the end of a sentence.
 const TITLE = /^(?=.{2,70}$)[\p{Lu}\d"'“][^|=<>{}\\]*[^\s.,:;!?|=<>{}\\]$/u;
 const LONGEST = 8000; // a paragraph beyond this is divided, so that what is drawn at once stays small
