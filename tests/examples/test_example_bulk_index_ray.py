@@ -47,7 +47,7 @@ def test_the_arithmetic_of_the_plan(example: Any) -> None:
     example.show(measured, 1_000_000, Console(file=shown, width=100))
     said = shown.getvalue()
     assert "0.50 documents/s, 5,000 tokens/s, documents of 10,000 tokens" in said
-    assert re.search(r"1 │ +555\.6 │ +0\.5 │ +0\.06 ", said) and re.search(r"in all +│ 126\.34 kB │ 126\.3 GB", said)
+    assert re.search(r"1 │ +555\.6 │ +0\.5 │ +0\.06 ", said) and re.search(r"in all +│ +126\.34 kB │ +126\.3 GB", said)
     words = " ".join(said.split())
     assert "does its group again, 7 documents or 14 s." in words
     assert "here 10 documents in 0.1 s" in words
