@@ -83,6 +83,13 @@ def _on_index(place: str | None) -> str | None:
     return place
 
 
+def path_given(text: str) -> Path:
+    """A path as it was given; an empty one, as of a variable that is not set, would be the current folder."""
+    if not text.strip():
+        raise typer.BadParameter("the path is empty")
+    return Path(text)
+
+
 VERBOSE = Annotated[
     bool, typer.Option("--verbose", "-v", help="Show log messages, and tracebacks of errors.", callback=_on_verbose)
 ]

@@ -32,6 +32,7 @@ from m2rag.cli.common import (
     new_index_options,
     note,
     open_index,
+    path_given,
     plural,
     say,
     say_json,
@@ -57,6 +58,7 @@ def index(
         list[Path],
         typer.Argument(
             metavar="PATHS...",
+            parser=path_given,
             help=f"Files and folders ({KINDS}); - for standard input.",
             show_default=False,
         ),

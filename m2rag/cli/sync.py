@@ -27,6 +27,7 @@ from m2rag.cli.common import (
     new_index_options,
     note,
     open_index,
+    path_given,
     plural,
     say,
     say_json,
@@ -41,7 +42,9 @@ _LISTED = 20  # ids shown; --json has all
 
 
 def sync(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The folder.", show_default=False)],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="The folder.", parser=path_given, show_default=False)
+    ],
     index: INDEX,
     watch: Annotated[
         bool, typer.Option("--watch", help="Go on, and sync again whenever files change, until Ctrl-C.")

@@ -58,6 +58,9 @@ def test_sync(run, data, documents: Path, model: Path, tmp_path: Path) -> None:
 def test_wrong_usage(run, documents: Path, tmp_path: Path) -> None:
     assert run("sync", documents, "-i", tmp_path / "index", "--watch", "--dry-run").exit_code == 2
     assert run("sync", documents, "-i", tmp_path / "index", "--report", documents / "f.jsonl").exit_code == 2
+    for command in ("sync", "index"):
+        told = run(command, "", "-i", tmp_path / "index")
+        assert told.exit_code == 2 and "the path is empty" in told.stderr and not (tmp_path / "index").exists()
     told = run("sync", documents, "-i", tmp_path / "index", "--dry-run")
     assert told.exit_code == 1 and not (tmp_path / "index").exists()
     (tmp_path / "empty").mkdir()
