@@ -16,6 +16,7 @@ import yaml
 REPOSITORY = Path(__file__).resolve().parents[2]
 DOCS = REPOSITORY / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
+READMES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("*/*/README.md"))]
 MADE = "reference/command-line.md"
 
 
@@ -53,7 +54,7 @@ def test_navigation_holds_every_page_once() -> None:
     assert sorted(listed) == sorted([*(path.relative_to(DOCS).as_posix() for path in PAGES), MADE])
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(DOCS).as_posix())
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda path: path.relative_to(REPOSITORY).as_posix())
 def test_links_lead_somewhere(page: Path) -> None:
     """As the strict build does, in no time."""
     made = {(DOCS / MADE).resolve(), *((DOCS / "images" / p.name).resolve() for p in RESULTS.glob("*.svg"))}
