@@ -81,8 +81,6 @@ def add_documents(store: M2QdrantVectorStore, path: Path | None, console: Consol
         )
     new, place = report.added + report.replaced, store.index.location
     console.print(f"Embedded: {new}, unchanged: {report.unchanged}, index: {place}", style="dim", markup=False)
-    for failure in report.failed:
-        console.print(Text(f"{failure.id} is not in the index: {failure.cause}", style="yellow"))
 
 
 def numbered(passages: Sequence[Document]) -> list[Source]:

@@ -117,8 +117,6 @@ def add_documents(index: LongDocumentIndex, path: Path | None, console: Console)
         )
     new = report.added + report.replaced
     console.print(f"Embedded: {new}, unchanged: {report.unchanged}, index: {index.location}", style="dim", markup=False)
-    for failure in report.failed:
-        console.print(Text(f"{failure.id} is not in the index: {failure.cause}", style="yellow"))
 
 
 def numbered(nodes: Sequence[NodeWithScore]) -> list[Source]:
