@@ -13,7 +13,7 @@ from support.readme import skip_unless_installed
 REPOSITORY = Path(__file__).resolve().parents[2]
 PAGES = sorted(path for path in (REPOSITORY / "docs").rglob("*.md"))
 READMES = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("integrations/*/README.md"))]
-OTHERS = [REPOSITORY / "CONTRIBUTING.md", *sorted(REPOSITORY.glob("examples/*/README.md"))]
+OTHERS = [REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "examples").rglob("README.md"))]
 
 
 def name_of(path: Path) -> str:
