@@ -151,29 +151,30 @@ def trial(sources: Sequence[Any], folder: Path, model: str | None, workers: int,
 
 
 def real(sources: Sequence[Any], args: argparse.Namespace, console: Console) -> Measured:
-    """The same on a server, by `add_with_ray`; seconds of workers are those from their first document to the last."""
+    """The same on a server, by `add_with_ray`; the rate is that of the run that took longest."""
     options: dict[str, Any] = {"model": args.model, "address": args.address, "actors": args.workers}
     options["quantization"] = args.quantization
-    stamps: list[tuple[float, int, int]] = []
     documents = tokens = 0
-    seconds = 0.0
+    spans: list[tuple[float, int]] = []
     for part in (sources[: max(1, len(sources) // 2)], sources):
+        stamps: list[AddProgress] = []
         with following(console) as follow:
 
-            def stamp(at: AddProgress, follow: Callable[[AddProgress], None] = follow) -> None:
-                stamps.append((at.seconds, at.done, at.tokens))
+            def note(at: AddProgress, stamps: list[AddProgress] = stamps, follow: Any = follow) -> None:
+                stamps.append(at)
                 follow(at)
 
-            report = add_with_ray(args.url, part, progress=stamp, **options)
+            report = add_with_ray(args.url, part, progress=note, **options)
         say(report, console)
+        spans.append(steady(stamps))
         documents, tokens = documents + report.added + report.replaced, tokens + report.n_tokens
-        seconds += report.seconds
     start = time.perf_counter()
     again = add_with_ray(args.url, sources, **options)
     lookup = time.perf_counter() - start
     if not documents:
         raise SystemExit(f"all documents are in {args.url} already: there is nothing to measure")
-    workers = args.workers or max(1, int(ray.cluster_resources().get("CPU", 1)) if ray.is_initialized() else 1)
+    span, done = max(spans)
+    seconds = span / done * tokens * args.workers
     embedder = M2Embedder(args.model)
     with LongDocumentIndex(args.url, embedder) as index:
         weighed = weigh(index)
@@ -182,9 +183,20 @@ def real(sources: Sequence[Any], args: argparse.Namespace, console: Console) -> 
     found = embedder.embed_documents([first.text], on_too_long="window", passages=True)
     per_token = len(found.passages[0] or ()) / int(found.n_tokens[0]) if found.passages else 0.0
     passages = per_token * tokens / documents
-    return Measured(
-        documents, tokens, seconds * workers, again.unchanged, lookup, *weighed, passages, embedder.dimension
-    )
+    return Measured(documents, tokens, seconds, again.unchanged, lookup, *weighed, passages, embedder.dimension)
+
+
+def steady(stamps: Sequence[AddProgress]) -> tuple[float, int]:
+    """Seconds and tokens from the first documents that were done to the last: without the start of Ray and the models.
+
+    Of a run that did all at once, or nothing: the whole of it.
+    """
+    if not stamps or stamps[-1].tokens == 0:
+        return 0.0, 1
+    first, last = stamps[0], stamps[-1]
+    if last.tokens > first.tokens and last.seconds > first.seconds:
+        return last.seconds - first.seconds, last.tokens - first.tokens
+    return last.seconds, last.tokens
 
 
 def weigh(index: LongDocumentIndex) -> tuple[float, float]:
@@ -291,7 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> Measured:
     parser.add_argument("paths", nargs="*", type=Path, help="files and folders; default: the demo's documents")
     parser.add_argument("--url", help="collection of a Qdrant server; without it: a trial in a folder")
     parser.add_argument("--address", help="of a Ray cluster: auto or HOST:6379; default: a Ray on this machine")
-    parser.add_argument("--workers", type=int, help="default: 2 in a trial, with --url as many as have room")
+    parser.add_argument("--workers", type=int, default=2, help="that embed; default: 2")
     parser.add_argument("--quantization", choices=["scalar", "binary"], help="of a new collection")
     parser.add_argument("--model", help="checkpoint; default: the bundled one")
     parser.add_argument("--limit", type=int, default=8, help="of the demo's 40 documents, so many")
@@ -304,13 +316,12 @@ def main(arguments: Sequence[str] | None = None) -> Measured:
             measured = real(sources, args, console)
         else:
             os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would tell its makers over the network
-            workers = args.workers or 2
-            local = {"num_cpus": workers, "include_dashboard": False, "object_store_memory": 200_000_000}
+            local = {"num_cpus": args.workers, "include_dashboard": False, "object_store_memory": 200_000_000}
             quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
             ray.init(args.address or "local", **quiet, **({} if args.address else local))
             try:
                 with tempfile.TemporaryDirectory() as folder:
-                    measured = trial(sources, Path(folder) / "index", args.model, workers, console)
+                    measured = trial(sources, Path(folder) / "index", args.model, args.workers, console)
             finally:
                 ray.shutdown()
     except M2RagError as error:

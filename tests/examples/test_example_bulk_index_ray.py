@@ -53,6 +53,15 @@ def test_the_arithmetic_of_the_plan(example: Any) -> None:
     assert "here 10 documents in 0.1 s" in words
 
 
+def test_the_rate_of_a_run_leaves_its_start_out(example: Any) -> None:
+    from m2rag.index import AddProgress
+
+    steps = [AddProgress(n, 3, tokens, "x", seconds, ()) for n, tokens, seconds in ((1, 100, 50.0), (3, 900, 54.0))]
+    assert example.steady(steps) == (4.0, 800)
+    assert example.steady(steps[:1]) == (50.0, 100)
+    assert example.steady([]) == (0.0, 1)
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> Path:
     folder = tmp_path / "texts"
