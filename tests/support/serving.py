@@ -12,8 +12,13 @@ from typing import Any
 import pytest
 import uvicorn
 
+from m2rag import M2Embedder
 from m2rag.backends.local import LocalBackend
 from m2rag.server.app import Server
+
+# Others' clients give up after five seconds, on a busy machine too.
+TEXTS = ["Wheels are named by their tags.", "A meeting about remote controls. " * 100, "ü"]
+QUERY = "how are wheels named?"
 
 
 @contextmanager
@@ -41,3 +46,9 @@ def bundled_server() -> Iterator[str]:
     """`m2rag serve --dtype float32 --no-page` but for the process: the address of its API, .../v1."""
     with serving(Server(LocalBackend.load(None, device="cpu")).app) as address:
         yield f"{address}/v1"
+
+
+@pytest.fixture(scope="session")
+def local() -> M2Embedder:
+    """What serves, in this process: others' clients must get its vectors."""
+    return M2Embedder(device="cpu")

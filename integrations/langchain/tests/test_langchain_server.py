@@ -8,12 +8,9 @@ from langchain_core.embeddings import Embeddings
 from langchain_openai import OpenAIEmbeddings
 from langchain_together import TogetherEmbeddings
 from pydantic import SecretStr
-from support.serving import bundled_server  # noqa: F401
+from support.serving import QUERY, TEXTS, bundled_server, local  # noqa: F401
 
 from m2rag import M2Embedder
-
-TEXTS = ["Wheels are named by their tags.", "A meeting about remote controls. " * 300, "ü"]
-QUERY = "how are wheels named?"
 
 
 @pytest.fixture(params=["openai", "together"])
@@ -25,16 +22,11 @@ def theirs(request: pytest.FixtureRequest, bundled_server: str) -> Embeddings:  
     return TogetherEmbeddings(model="m2rag-mini", base_url=bundled_server, api_key=SecretStr("none"))
 
 
-@pytest.fixture(scope="module")
-def local() -> M2Embedder:
-    return M2Embedder(device="cpu")
-
-
-def test_their_vectors_are_the_local_ones(theirs: Embeddings, local: M2Embedder) -> None:
+def test_their_vectors_are_the_local_ones(theirs: Embeddings, local: M2Embedder) -> None:  # noqa: F811
     np.testing.assert_allclose(theirs.embed_documents(TEXTS), local.embed_documents(TEXTS).vectors, atol=1e-6)
     np.testing.assert_allclose(theirs.embed_query(QUERY), local.embed_query(QUERY), atol=1e-6)
 
 
-async def test_the_asynchronous_ones_too(theirs: Embeddings, local: M2Embedder) -> None:
+async def test_the_asynchronous_ones_too(theirs: Embeddings, local: M2Embedder) -> None:  # noqa: F811
     np.testing.assert_allclose(await theirs.aembed_documents(TEXTS), local.embed_documents(TEXTS).vectors, atol=1e-6)
     np.testing.assert_allclose(await theirs.aembed_query(QUERY), local.embed_query(QUERY), atol=1e-6)

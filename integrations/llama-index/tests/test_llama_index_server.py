@@ -7,12 +7,9 @@ import pytest
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 from llama_index.embeddings.together import TogetherEmbedding
-from support.serving import bundled_server  # noqa: F401
+from support.serving import QUERY, TEXTS, bundled_server, local  # noqa: F401
 
 from m2rag import M2Embedder
-
-TEXTS = ["Wheels are named by their tags.", "A meeting about remote controls. " * 300, "ü"]
-QUERY = "how are wheels named?"
 
 
 @pytest.fixture(params=[OpenAILikeEmbedding, TogetherEmbedding])
@@ -20,17 +17,12 @@ def theirs(request: pytest.FixtureRequest, bundled_server: str) -> BaseEmbedding
     return request.param(model_name="m2rag-mini", api_base=bundled_server, api_key="none")
 
 
-@pytest.fixture(scope="module")
-def local() -> M2Embedder:
-    return M2Embedder(device="cpu")
-
-
-def test_their_vectors_are_the_local_ones(theirs: BaseEmbedding, local: M2Embedder) -> None:
+def test_their_vectors_are_the_local_ones(theirs: BaseEmbedding, local: M2Embedder) -> None:  # noqa: F811
     np.testing.assert_allclose(theirs.get_text_embedding_batch(TEXTS), local.embed_documents(TEXTS).vectors, atol=1e-6)
     np.testing.assert_allclose(theirs.get_query_embedding(QUERY), local.embed_query(QUERY), atol=1e-6)
 
 
-async def test_the_asynchronous_ones_too(theirs: BaseEmbedding, local: M2Embedder) -> None:
+async def test_the_asynchronous_ones_too(theirs: BaseEmbedding, local: M2Embedder) -> None:  # noqa: F811
     given = await theirs.aget_text_embedding_batch(TEXTS)
     np.testing.assert_allclose(given, local.embed_documents(TEXTS).vectors, atol=1e-6)
     np.testing.assert_allclose(await theirs.aget_query_embedding(QUERY), local.embed_query(QUERY), atol=1e-6)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import tempfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,6 +11,7 @@ from conftest import Doc
 from fake_embedder import HashEmbedder
 from pymongo.database import Database
 from support.collection_cases import DOCUMENTS, document
+from support.local_ray import local_ray
 
 from m2rag.index import LongDocumentIndex
 from m2rag.index.documents import point_id
@@ -28,24 +27,8 @@ FIELDS = ("id", "title", "text", "metadata", "hash", "n_tokens", "starts", "ends
 
 @pytest.fixture
 def ray() -> Iterator[Any]:
-    """A Ray of two CPUs."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2rag[ray]'")
-    pytest.importorskip("ray.data")
-    from ray.cloudpickle import register_pickle_by_value
-
-    register_pickle_by_value(fake_embedder)  # workers do not find it
-    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True) as folder:
-        ray.init(
-            num_cpus=2,
-            include_dashboard=False,
-            object_store_memory=100_000_000,
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            _temp_dir=folder,
-            _node_ip_address="127.0.0.1",
-        )
+    with local_ray(fake_embedder) as (ray, _):
         yield ray
-        ray.shutdown()
 
 
 def test_the_same_as_by_one_process(ray: Any, mongodb_uri: str, database: Database[Doc]) -> None:
