@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from qdrant_client import QdrantClient, models
+from support.embedding_server import serving, vector_of
 from support.qdrant_fixtures import double
 from support.qdrant_server import QdrantTestServer
 
@@ -103,6 +104,20 @@ def test_other_vectors_are_made_anew_and_the_old_index_stays_beside(
 
 def test_another_dimension(run: Callable[..., str], vectors: np.ndarray) -> None:
     assert "the old vectors have 100 numbers, the new model's 384" in run(export(vectors[:, :100]))
+
+
+def test_to_another_endpoint(
+    vectors: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with serving() as server:
+        there = np.stack([vector_of(text) for text in TEXTS])
+        run = runpy.run_path(str(EXAMPLE))["main"]
+        run([export(there), "--model", "any-model", "--base-url", server.url, "--to", "papers.m2rag"])
+    said = capsys.readouterr().out
+    assert "model=any-model" in said and "The stored vectors may stay" in said
+    embedded = [text for request in server.requests for text in request.inputs if text in TEXTS]
+    assert sorted(embedded) == sorted(TEXTS), "the sample, and nothing twice"
 
 
 @pytest.mark.parametrize(
