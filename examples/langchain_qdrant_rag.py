@@ -5,8 +5,8 @@
     python examples/langchain_qdrant_rag.py "how long may a lease run?" --documents path/to/folder --index leases.m2rag
 
 Without --documents it reads the forty long documents that come with m2rag. The index is a folder (Qdrant's engine in
-this process) or, with --url http://localhost:6333/leases, a collection of a Qdrant server. It is kept: the second time
-only what has changed is embedded.
+this process) or, with --url http://localhost:6333/leases, a collection of a Qdrant server (pip install
+'m2rag[qdrant]'; its key: QDRANT_API_KEY). It is kept: the second time only what has changed is embedded.
 
 Any OpenAI-style chat model answers: M2RAG_CHAT_MODEL=gpt-4o-mini with OPENAI_API_KEY, or M2RAG_CHAT_BASE_URL=
 http://localhost:8080/v1 for another server (its key, if it asks for one: M2RAG_CHAT_API_KEY). The passages found are

@@ -15,9 +15,10 @@ the old vectors have another length than 1 and the same direction, they are scal
 The source is a file of {"id", "text", "vector", "title"?, "metadata"?}, one object a line, or a collection of a Qdrant
 server (its key: QDRANT_API_KEY). The new model runs here (--model: the published checkpoint as a folder, a file or its
 name on the hub; default: the one that comes with m2rag) or behind another endpoint (--model NAME --base-url
-https://host/v1). With --to the new index is written beside the old one, checked, and only then put in its place: a
-folder is renamed, and the old one stays as NAME.old; on a Qdrant server --to is an alias, which changes from one
-collection to the other at once. Killed at any moment, the same command goes on. Without --to nothing is written.
+https://host/v1). With --to the new index is written beside the old one, checked, and only then put in its place. A
+folder that is there is renamed to NAME.old just before the new one gets its name: close what has it open. On a Qdrant
+server (pip install 'm2rag[qdrant]') --to is an alias, which changes from one collection to the other at once. Killed at
+any moment, the same command goes on. Without --to nothing is written.
 """
 
 from __future__ import annotations
