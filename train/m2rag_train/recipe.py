@@ -29,6 +29,7 @@ yaml = require("yaml", extra="train")
 
 # Kind -> where its dataclass is; imported when a recipe asks for it.
 KINDS = {
+    "average": "m2rag_train.averaging:AverageRecipe",
     "classify": "m2rag_train.classification.recipe:ClassifyRecipe",
     "distill": "m2rag_train.distillation.recipe:DistillRecipe",
     "extend": "m2rag_train.extension.recipe:ExtendRecipe",
