@@ -10,7 +10,8 @@ a table and writes NAME.json, NAME.md and NAME.svg into --out. One measured run 
 How it is counted. Quality is NDCG@10 with its 95 % bootstrap interval over the queries. Size is what a search looks
 at: vectors as 32-bit numbers, and BM25's postings; not the text, which each of them keeps. Seconds to index are those
 until the first query can be asked. Milliseconds per query are those of more queries: all of them at once less one
-alone, divided by how many more; those of the index include the passages of ten hits. `--clock cpu` counts the time of the processor instead of the time that passes.
+alone, divided by how many more; those of the index include the passages of ten hits. `--clock cpu` counts the time of
+the processor instead of the time that passes.
 """
 
 from __future__ import annotations
