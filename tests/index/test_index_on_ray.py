@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import logging
 import os
-import shutil
 import signal
 import socket
 import sys
@@ -19,6 +17,7 @@ import fake_embedder
 import numpy as np
 import pytest
 from fake_embedder import HashEmbedder
+from support.local_ray import local_ray
 from support.qdrant_server import QdrantTestServer
 
 from m2rag.errors import DocumentError, IndexMismatchError, InvalidInputError, M2RagError, StoreError
@@ -56,29 +55,13 @@ class Embedder(HashEmbedder):
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
-    """A Ray of two CPUs; what it writes lies in its own folder, which is looked through for the key at the end."""
-    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'm2rag[ray]'")
-    pytest.importorskip("ray.data")
-    from ray.cloudpickle import register_pickle_by_value
-
-    for module in (fake_embedder, sys.modules[__name__]):  # workers do not find the tests
-        register_pickle_by_value(module)
-    folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")  # sockets lie in it: a long path is none
-    ray.init(
-        num_cpus=2,
-        include_dashboard=False,
-        object_store_memory=100_000_000,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        _temp_dir=folder,
-        _node_ip_address="127.0.0.1",
-    )
-    yield ray
-    ray.shutdown()
-    written = [path for path in Path(folder).rglob("*") if path.is_file()]
-    assert written, "nothing was looked through"
-    assert not [path for path in written if KEY.encode() in path.read_bytes()], "a key was written down"
-    shutil.rmtree(folder)
+    """A Ray of two CPUs; what it writes is looked through for the key at the end."""
+    with local_ray(fake_embedder, sys.modules[__name__]) as (ray, folder):
+        yield ray
+        ray.shutdown()
+        written = [path for path in folder.rglob("*") if path.is_file()]
+        assert written, "nothing was looked through"
+        assert not [path for path in written if KEY.encode() in path.read_bytes()], "a key was written down"
 
 
 @pytest.fixture
