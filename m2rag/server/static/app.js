@@ -3,7 +3,7 @@
 import { ApiFailure, request } from "./api.js";
 import { $, el, number, plural, toast } from "./dom.js";
 import { Filters } from "./filters.js";
-import { documentItems, hitItems, scoreRange } from "./hits.js";
+import { documentItems, hitItems } from "./hits.js";
 import { Reader } from "./reader.js";
 import { Uploads, chosen, dropped } from "./uploads.js";
 
@@ -254,7 +254,6 @@ async function openDocument() {
     await reader.show(id, {
       hit: found?.hits.find((hit) => hit.id === id) ?? null,
       query: found?.query ?? "",
-      range: found ? scoreRange(found.hits) : [0, 0],
       signal: control.signal,
     });
     reader.key = key;

@@ -24,16 +24,9 @@ function note(document, facets) {
   return el("p", { className: "hit-note" }, ...name, el("span", {}, plural(document.n_tokens, "token")), ...badges(document));
 }
 
-/** Lowest and highest score of the passages of a search. */
-export function scoreRange(hits) {
-  const scores = hits.flatMap((hit) => hit.passages.map((passage) => passage.score));
-  return scores.length ? [Math.min(...scores), Math.max(...scores)] : [0, 0];
-}
-
 /** The list items of a search; `href(id)` leads to a document, `facets` are the metadata fields shown with it. */
 export function hitItems(hits, { query, mode, href, facets }) {
   const words = wordsOf(query);
-  const range = scoreRange(hits);
   return hits.map((hit, i) => {
     const parts = [
       el("div", { className: "hit-head" },
@@ -44,7 +37,7 @@ export function hitItems(hits, { query, mode, href, facets }) {
     ];
     if (hit.passages.length) {
       const text = snippet(hit.passages[0].text, words);
-      parts.push(el("p", { className: "snippet" }, ...marked(text, findWords(text, words))), strip(hit, range));
+      parts.push(el("p", { className: "snippet" }, ...marked(text, findWords(text, words))), strip(hit));
     }
     return item(hit.id, parts, href);
   });
@@ -63,11 +56,11 @@ function item(id, parts, href) {
 }
 
 /** Where in the document its passages are, from left to right. */
-function strip(hit, range) {
+function strip(hit) {
   const bar = el("div", { className: "strip", "aria-hidden": "true" });
   const length = Math.max(1, hit.n_characters);
-  for (const passage of hit.passages) {
-    const mark = el("span", { className: `s${level(passage.score, range)}` });
+  for (const [rank, passage] of hit.passages.entries()) {
+    const mark = el("span", { className: `s${level(rank)}` });
     mark.style.left = `${(100 * passage.start) / length}%`;
     mark.style.width = `${(100 * (passage.end - passage.start)) / length}%`;
     bar.append(mark);

@@ -8,9 +8,9 @@ import { findWords, paragraphs, pieces, sections, unitsOf, wordsOf } from "./tex
 const LEVELS = 5;
 const SHOWN = /\.(txt|md|rst|html?|pdf|docx|epub|jsonl|csv|tsv)$/i; // kinds of files that are no source code
 
-/** How strongly a passage is marked, 1 to LEVELS, between the worst and the best score of a search. */
-export function level(value, [low, high]) {
-  return high > low ? 1 + Math.round(((LEVELS - 1) * (value - low)) / (high - low)) : LEVELS;
+/** How strongly a document's passage is marked, LEVELS to 1; `rank`: 0 for the one that fits best. */
+export function level(rank) {
+  return Math.max(1, LEVELS - rank);
 }
 
 /** A value of the metadata, as one reads it. */
@@ -54,10 +54,9 @@ export class Reader {
   }
 
   /**
-   * Fetch and show a document. `hit`: what a search found of it, or null; `range`: lowest and highest score of that
-   * search. Raises ApiFailure.
+   * Fetch and show a document. `hit`: what a search found of it, its passages best first, or null. Raises ApiFailure.
    */
-  async show(id, { hit, query, range, signal }) {
+  async show(id, { hit, query, signal }) {
     const found = await request("GET", documentUrl(id), { signal });
     this.id = id;
     this.text = found.text;
@@ -65,14 +64,14 @@ export class Reader {
     this.describe(found);
     const units = unitsOf(found.text);
     const passages = (hit?.passages ?? [])
-      .map((passage) => ({ ...passage, start: units(passage.start), end: units(passage.end), level: level(passage.score, range) }))
+      .map((passage, rank) => ({ ...passage, rank, start: units(passage.start), end: units(passage.end), level: level(rank) }))
       .sort((a, b) => a.start - b.start);
     const same = passages.every((passage) => found.text.slice(passage.start, passage.end) === passage.text);
     this.passages = same ? passages : [];
     this.why = hit ? "No passages to mark" : query ? "Not among the hits of this search" : "Search to have passages marked";
     this.fill(found, wordsOf(query));
     this.minimap.show(found.text, this.passages);
-    const best = this.passages.reduce((top, passage, i) => (passage.score > (this.passages[top]?.score ?? -Infinity) ? i : top), -1);
+    const best = this.passages.findIndex((passage) => passage.rank === 0);
     this.go(best);
     if (best < 0) this.scroller.scrollTop = 0;
     this.scrolled();
@@ -152,9 +151,8 @@ export class Reader {
     const passage = this.passages[i];
     const n = this.passages.length;
     $("toolbar").classList.toggle("empty", !n);
-    const best = passage && this.passages.every((other) => other.score <= passage.score);
     $("passage-note").textContent = passage ? `Passage ${i + 1} of ${n}` : this.why;
-    $("passage-score").textContent = passage ? ` · score ${score(passage.score)}${best ? ", the best" : ""}` : "";
+    $("passage-score").textContent = passage ? ` · score ${score(passage.score)}${passage.rank ? "" : ", the best"}` : "";
     $("passage-previous").disabled = i <= 0;
     $("passage-next").disabled = i >= n - 1;
     if (!passage) return;
