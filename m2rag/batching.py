@@ -8,10 +8,10 @@ from typing import Protocol
 
 import numpy as np
 
-# Below this many tokens a difference in length costs less than one more call of the model.
-_SHORT = 64
-# A batch ends where the next input would be padded by more than a third of its own length.
+# A batch ends where the next input would be padded by more than a third of its own length...
 _FILL = 0.75
+# ... and padding it, and those after it, costs more than one more call of the model: this many tokens on a CPU.
+_CALL_TOKENS = 128
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,12 @@ class BatchRule:
     Attributes:
         pad_to: every input costs this many tokens, whatever its length (None: as many as the longest of its batch).
         equal_lengths: only inputs of one length may share a batch, because the model mixes pads like tokens.
+        call_tokens: what one more call of the model costs, in tokens.
     """
 
     pad_to: int | None = None
     equal_lengths: bool = False
+    call_tokens: int = _CALL_TOKENS
 
     def cost(self, longest: int, count: int) -> int:
         return count * (self.pad_to or longest)
@@ -86,19 +88,21 @@ def plan_batches(lengths: Sequence[int], budget: int, rule: BatchRule | None = N
         raise ValueError(f"the budget is {budget} tokens, it must be at least 1")
     rule = rule or BatchRule()
     batches: list[list[int]] = []
-    longest = 0
-    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    longest = padding = 0
+    for done, position in enumerate(sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))):
         length = lengths[position]
         joins = bool(batches) and rule.cost(longest, len(batches[-1]) + 1) <= budget
-        if rule.equal_lengths:
-            joins = joins and length == longest
-        elif rule.pad_to is None:
-            joins = joins and max(length, _SHORT) >= _FILL * longest
+        if joins and rule.equal_lengths:
+            joins = length == longest
+        elif joins and rule.pad_to is None and length < _FILL * longest:
+            would_join = min(len(lengths) - done, budget // longest - len(batches[-1]))
+            joins = padding + (longest - length) * would_join <= rule.call_tokens
+            padding += longest - length
         if joins:
             batches[-1].append(position)
         else:
             batches.append([position])
-            longest = length
+            longest, padding = length, 0
     return batches
 
 

@@ -30,6 +30,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 # Padded tokens per batch: on a CPU more gain nothing, on a GPU fewer leave it idle.
 _BATCH_TOKENS = {"cpu": 16_384, "cuda": 131_072}
 
+# What one more call costs on a GPU, in tokens: some hundred launches. An estimate.
+_GPU_CALL_TOKENS = 2_048
+
 # Padded tokens of a batch that may run beside another one.
 SMALL_BATCH_TOKENS = 2_048
 
@@ -89,6 +92,7 @@ class LocalBackend:
         self.batch_rule = BatchRule(
             pad_to=self.max_tokens if config.padding == "max_length" else None,
             equal_lengths=config.padding == "as_given",
+            **({"call_tokens": _GPU_CALL_TOKENS} if self.device.type == "cuda" else {}),
         )
         self.batch_tokens = _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS["cpu"])
         self.has_spans = True

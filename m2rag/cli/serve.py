@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 KEYS_VARIABLE = "M2RAG_SERVER_KEYS"
 _GRACE_SECONDS = 30
 
+# A connection that is closed for being idle just when its client sends loses that request. Clients should be the first
+# to close: httpx, and with it OpenAI's client, does after 5 s.
+_IDLE_SECONDS = 75
+
 
 def serve(
     index: SOME_INDEX = None,
@@ -144,6 +148,7 @@ def _run(server: Server, settings: ServerSettings, listening: socket.socket, ver
         access_log=verbose,
         server_header=False,
         timeout_graceful_shutdown=_GRACE_SECONDS,
+        timeout_keep_alive=_IDLE_SECONDS,
     )
     running = Announced(config)
     # Once it has shut down it hands the signal on, and there are temporary files to be removed.

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import uvicorn
 from support.serving import serving
 from tiny_models import sentence
 
@@ -128,6 +129,14 @@ def test_without_the_page(run, model: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with serving(made[0].app) as address:
         assert httpx.get(f"{address}/v1/models").status_code == 200
         assert httpx.get(f"{address}/").status_code == 404
+
+
+def test_idle_connections_are_closed_by_clients_first(run, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that closes one just when the next request comes loses it."""
+    made: list[uvicorn.Config] = []
+    monkeypatch.setattr(uvicorn.Server, "run", lambda self, sockets: made.append(self.config))
+    run("serve", "--no-page", "--port", 0, "--model", model)
+    assert made[0].timeout_keep_alive > httpx.Limits().keepalive_expiry
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1"])
