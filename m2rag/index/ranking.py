@@ -6,7 +6,7 @@ averaged by weights, and the best `RESCORED` documents are scored once more with
 
 This was chosen on 15 development tasks, with the bundled model: qmsum_val_question and qmsum_val_answer, and 13 made
 of training text (140 to 250 documents of 8,000 characters and more, found by their title, their description or a
-sentence cut out of them). NDCG@10 x 100, mean of 15:
+sentence cut out of them), with the first stage of m2rag-mini. NDCG@10 x 100, mean of 15:
 
 | dense weight, words 1 | 0.3 | 0.5 | 0.7 | 1 | 1.5 |
 |---|---|---|---|---|---|
