@@ -161,6 +161,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quality": lambda: _text("quality.md"),
     "hybrid": lambda: _text("hybrid.md"),
     "passages": lambda: _text("passages.md"),
+    "vector sizes": lambda: _text("vector-sizes.md"),
     "needle and passkey": lambda: _text("needle-passkey.md"),
     "cpu": _cpu,
     "train memory": _train_memory,
