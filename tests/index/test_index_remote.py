@@ -21,13 +21,15 @@ def embedder(url: str) -> M2Embedder:
     return M2Embedder(backend=RemoteBackend("m", base_url=url, caps=caps, retry=FakeTime().policy(attempts=2)))
 
 
-def test_documents_are_found_without_passages(tmp_path: Path) -> None:
+def test_documents_are_found_and_passages_shown_by_their_words(tmp_path: Path) -> None:
     with serving() as server, LongDocumentIndex(tmp_path / "index", embedder(server.url)) as index:
         report = index.add(DOCUMENTS)
         assert report.added == 6 and not report.failed
         for rescore in (0.0, 0.5):
             hits = index.search("document number 3", k=2, rescore=rescore)
-            assert hits[0].id == "d3" and hits[0].score == pytest.approx(1, abs=1e-5) and hits[0].passages == []
+            assert hits[0].id == "d3" and hits[0].score == pytest.approx(1, abs=1e-5)
+            [passage] = hits[0].passages
+            assert passage.text == "document number 3" and not passage.own_score
         assert index.add(DOCUMENTS).unchanged == 6
 
 
