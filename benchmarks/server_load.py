@@ -1,6 +1,6 @@
 """Many clients of `m2rag serve` at once: every vector checked, latency by kind of text, memory over time.
 
-    python benchmarks/server_load.py                                 # 200 clients for 60 seconds on loopback
+    python benchmarks/server_load.py --seconds 180                   # 200 clients on loopback; default: 60 seconds
     python benchmarks/server_load.py --clients 20 --seconds 10
 
 Each client sends its next request as soon as it has the answer to the last. Most send queries, some send documents of a
@@ -160,7 +160,12 @@ def summary(tally: Tally, memory: list[float], clients: int, seconds: float) -> 
         "wrong_vectors": tally.wrong,
         "lost": len(tally.lost),
         "busy": tally.busy,
-        "memory_mb": {"start": round(memory[0]), "end": round(memory[-1]), "peak": round(max(memory))},
+        "memory_mb": {
+            "start": round(memory[0]),
+            "peak_first_half": round(max(memory[: len(memory) // 2])),
+            "peak_second_half": round(max(memory[len(memory) // 2 :])),
+            "end": round(memory[-1]),
+        },
     }
 
 

@@ -106,8 +106,9 @@ def _server_load() -> str:
     return (
         f"{table}\n\n{data['clients']} clients without pause for {data['seconds']:.0f} s: {data['requests_per_s']} "
         f"requests and {data['tokens_per_s']:,} tokens a second, {data['lost']} answers lost, {data['wrong_vectors']} "
-        f"wrong, {data['busy']} told to come back. Memory {memory['start']:,} MB at the start, {memory['peak']:,} MB "
-        f"at most. {_machine(data)}"
+        f"wrong, {data['busy']} told to come back. Memory, after a minute to warm up: {memory['start']:,} MB, at most "
+        f"{memory['peak_first_half']:,} MB in the first half of that time and {memory['peak_second_half']:,} MB in the "
+        f"second. {_machine(data)}"
     )
 
 

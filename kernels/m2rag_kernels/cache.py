@@ -164,7 +164,7 @@ class HeapTrimmer:
         seconds: between two times; each costs some milliseconds, and the pages it returned when they are used again.
     """
 
-    def __init__(self, seconds: float = 5.0) -> None:
+    def __init__(self, seconds: float = 2.0) -> None:
         self._seconds = seconds
         self._last = time.monotonic()
         self._trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None

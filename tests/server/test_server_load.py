@@ -17,6 +17,7 @@ def test_two_hundred_clients_for_a_minute() -> None:
     assert (row["wrong_vectors"], row["lost"]) == (0, 0), row
     for kind in server_load.KINDS:
         assert row[kind]["requests"] > 0, row
-    assert row["memory_mb"]["peak"] - row["memory_mb"]["start"] < 200, row
+    # It goes up and down with what is in work; it must not go up and up.
+    assert row["memory_mb"]["peak_second_half"] - row["memory_mb"]["peak_first_half"] < 200, row
     # Five of a hundred queries may be slow; all of them together are not behind what takes seconds.
     assert row["query"]["p95_s"] < row["long"]["p50_s"], row
