@@ -79,6 +79,9 @@ def add_documents(store: M2QdrantVectorStore, path: Path | None, console: Consol
             load_documents() if path is None else path,
             progress=lambda now: status.update(f"Indexing: {now.done:,} documents, {now.tokens:,} tokens"),
         )
+    if report.failed and not report.added + report.replaced + report.unchanged:
+        # Answering from what was there before would hide that none of these were read.
+        raise report.failed[0].cause
     new, place = report.added + report.replaced, store.index.location
     console.print(f"Embedded: {new}, unchanged: {report.unchanged}, index: {place}", style="dim", markup=False)
 

