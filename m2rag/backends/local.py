@@ -145,6 +145,8 @@ class LocalBackend:
         behaviour = {key: getattr(config, key) for key in _BEHAVIOUR}
         if config.multiscale_l_max is not None:
             behaviour["multiscale_l_max"] = config.multiscale_l_max
+        if config.sketch_size:
+            behaviour["sketch_size"] = config.sketch_size
         digest.update(json.dumps(behaviour).encode())
         return digest.hexdigest()[:16]
 
@@ -223,16 +225,14 @@ class LocalBackend:
             output = self._model(torch.from_numpy(ids).to(self.device), torch.from_numpy(mask).to(self.device))
         vectors = output.pooler_output.float().cpu().numpy()
         return [
-            PieceOutput(vectors[row], _span_means(output.last_hidden_state[row], piece.spans))
+            PieceOutput(vectors[row], self._span_vectors(output.last_hidden_state[row], piece.spans))
             for row, piece in enumerate(batch)
         ]
 
-
-def _span_means(hidden: torch.Tensor, spans: np.ndarray | None) -> np.ndarray | None:
-    """Mean of the hidden states (L, D) over each span: (S, D) float32."""
-    if spans is None:
-        return None
-    return torch.stack([hidden[begin:end].mean(0, dtype=torch.float32) for begin, end in spans.tolist()]).cpu().numpy()
+    def _span_vectors(self, hidden: torch.Tensor, spans: np.ndarray | None) -> np.ndarray | None:
+        if spans is None:
+            return None
+        return self._model.span_vectors(hidden, spans.tolist()).cpu().numpy()
 
 
 def _compute_dtype(dtype: str, device: torch.device) -> torch.dtype:

@@ -51,6 +51,9 @@ class M2BertConfig(PreTrainedConfig):
         multiscale_l_max (`int`, *optional*): length that the features and time constants of multiscale filters are
             spaced for; default: `long_conv_l_max`. Shorter than that in a model whose context was extended while its
             filters stayed what they were.
+        sketch_size (`int`): channels of the vector, the last ones, that sketch the text's words
+            ([`LexicalSketch`][m2rag.models.lexical_sketch.LexicalSketch]); 0: none. Needs `pooling="mean"` and
+            `padding="masked"`.
         use_positional_encodings (`bool`): learned absolute positions are added to the word embeddings.
     """
 
@@ -95,6 +98,7 @@ class M2BertConfig(PreTrainedConfig):
     pooling: str | None = None
     filter: str = "hyena"
     multiscale_l_max: int | None = None
+    sketch_size: int = 0
 
     def __post_init__(self, **kwargs: Any) -> None:
         if self.pooling is None:
@@ -124,6 +128,13 @@ class M2BertConfig(PreTrainedConfig):
             raise ValueError(f"pad_token_id ({self.pad_token_id}) must be below vocab_size ({self.vocab_size})")
         if self.multiscale_l_max is not None and self.multiscale_l_max < 1:
             raise ValueError(f"multiscale_l_max is {self.multiscale_l_max}, must be at least 1")
+        if not 0 <= self.sketch_size < self.hidden_size:
+            raise ValueError(f"sketch_size is {self.sketch_size}, must be from 0 to hidden_size - 1")
+        if self.sketch_size and (self.pooling != "mean" or self.padding != "masked"):
+            raise ValueError(
+                f"sketch_size is {self.sketch_size}, which needs pooling 'mean' and padding 'masked', not "
+                f"{self.pooling!r} and {self.padding!r}"
+            )
         blocks = self.n_blocks
         for name, value in (("hidden_size", self.hidden_size), ("intermediate_size", self.intermediate_size)):
             if value % blocks:

@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling, MaskedLMOu
 
 from m2rag.errors import InputTooLongError, InvalidInputError
 from m2rag.models.configuration_m2_bert import M2BertConfig
+from m2rag.models.lexical_sketch import LexicalSketch
 from m2rag_kernels import Workspace, check_kernels, choose, needs_grad
 from m2rag_kernels.blockdiag_glu import blockdiag_glu
 from m2rag_kernels.blockdiag_glu.cpu import blockdiag_glu as blockdiag_glu_cpu
@@ -475,6 +476,9 @@ class M2BertPreTrainedModel(PreTrainedModel):
             init.zeros_(module.bias)
         elif isinstance(module, BlockdiagLinear):
             init.normal_(module.weight, mean=0.0, std=std)
+        elif isinstance(module, LexicalSketch):
+            for logarithms in (module.log_mean_weights, module.log_sketch_weights, module.log_balance):
+                init.zeros_(logarithms)
         elif isinstance(module, M2BertMLP):
             init.zeros_(module.out_bias)
         elif isinstance(module, ImplicitMLP):
@@ -495,7 +499,8 @@ class M2BertPreTrainedModel(PreTrainedModel):
 class M2BertModel(M2BertPreTrainedModel):
     """The encoder and its pooling.
 
-    `model(input_ids, attention_mask)` returns `last_hidden_state` (B, L, D) and `pooler_output` (B, D).
+    `model(input_ids, attention_mask)` returns `last_hidden_state` (B, L, D) and `pooler_output` (B, D). With
+    `config.sketch_size` the former are the outputs of `LexicalSketch`, so that either way their mean is the vector.
 
     Raises:
         InputTooLongError: L exceeds `config.max_tokens`.
@@ -508,6 +513,7 @@ class M2BertModel(M2BertPreTrainedModel):
         self.layers = nn.ModuleList(M2BertLayer(config) for _ in range(config.num_hidden_layers))
         has_dense = add_pooling_layer and config.pooling != "mean"
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size) if has_dense else None
+        self.sketch = LexicalSketch(config) if add_pooling_layer and config.sketch_size else None
         self._kernels = "auto"
         self.workspace = Workspace(n_filters=config.num_hidden_layers * (2 if config.residual_long_conv else 1))
         self.post_init()
@@ -537,7 +543,7 @@ class M2BertModel(M2BertPreTrainedModel):
     ) -> BaseModelOutputWithPooling:
         """Encode ids (B, L); `attention_mask` (B, L) is 1 for tokens and 0 for pads, default: all tokens."""
         config = self.config
-        given_length = input_ids.shape[1]
+        given_ids, given_length = input_ids, input_ids.shape[1]
         if given_length == 0:
             raise InvalidInputError("input_ids has no tokens: its shape is " + str(tuple(input_ids.shape)))
         if given_length > config.max_tokens:
@@ -566,6 +572,8 @@ class M2BertModel(M2BertPreTrainedModel):
             for layer in self.layers:
                 x = layer(x, mixing_mask, kernels=path)
         x = x[:, :given_length]
+        if self.sketch is not None:
+            x = self.sketch(x, given_ids, mask)
 
         return BaseModelOutputWithPooling(last_hidden_state=x, pooler_output=self.pool(x, mask))
 
@@ -598,6 +606,11 @@ class M2BertModel(M2BertPreTrainedModel):
         if self.config.max_tokens <= MAX_POINTS:
             return None
         return f"its kernels take up to {MAX_POINTS} tokens, this model takes {self.config.max_tokens}"
+
+    def span_vectors(self, hidden: torch.Tensor, spans: list[tuple[int, int]]) -> torch.Tensor:
+        """Vectors (S, D) of parts of a text in its context: means of `last_hidden_state` (L, D), of one text."""
+        means = torch.stack([hidden[begin:end].mean(0, dtype=torch.float32) for begin, end in spans])
+        return means if self.sketch is None else self.sketch.rescaled(means)
 
     def pool(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """Hidden states (B, L, D) and mask (B, L) -> (B, D), as `config.pooling` says."""

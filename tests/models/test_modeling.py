@@ -45,6 +45,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "published": {"padding": "as_given"},
     "faithful": {"padding": "max_length", "pool_all": True},
     "mini": MINI,
+    "sketch": {**MINI, "sketch_size": 20},
     "additions": {"hyena_training_additions": True, "padding": "masked"},
     "causal": {"bidirectional": False, "residual_long_conv": False, "padding": "masked"},
 }
@@ -208,6 +209,9 @@ def test_pool_all_is_a_name_of_mean_tanh():
         ({"monarch_mixer_sequence_mixing": False}, ["monarch_mixer_sequence_mixing"]),
         ({"hidden_act": "relu"}, ["'relu'", "'gelu'"]),
         ({"hidden_size": "768"}, ["hidden_size", "'768'"]),
+        ({"sketch_size": 768, "pooling": "mean"}, ["sketch_size is 768", "hidden_size - 1"]),
+        ({"sketch_size": 8}, ["sketch_size is 8", "'cls_tanh'"]),
+        ({"sketch_size": 8, "pooling": "mean", "padding": "max_length"}, ["sketch_size is 8", "'max_length'"]),
     ],
 )
 def test_bad_configuration_names_both_numbers(changes, numbers):

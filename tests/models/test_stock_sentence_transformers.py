@@ -26,7 +26,7 @@ TEXTS = [
 L_MAX = 128
 
 
-def write_folder(folder: Path) -> M2BertModel:
+def write_folder(folder: Path, sketch_size: int) -> M2BertModel:
     """Transformer + Pooling(mean) + Normalize around a random model with the mini's structure."""
     torch.manual_seed(0)
     config = M2BertConfig(
@@ -41,6 +41,7 @@ def write_folder(folder: Path) -> M2BertModel:
         filter="multiscale",
         pooling="mean",
         padding="masked",
+        sketch_size=sketch_size,
     )
     model = M2BertModel(config).eval()
     with torch.no_grad():
@@ -71,8 +72,9 @@ def write_folder(folder: Path) -> M2BertModel:
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_stock_stack_gives_the_models_own_vectors(tmp_path):
-    model = write_folder(tmp_path)
+@pytest.mark.parametrize("sketch_size", [0, 20])
+def test_stock_stack_gives_the_models_own_vectors(tmp_path, sketch_size):
+    model = write_folder(tmp_path, sketch_size)
     stack = sentence_transformers.SentenceTransformer(str(tmp_path), device="cpu")
     assert [type(module).__name__ for module in stack] == ["Transformer", "Pooling", "Normalize"]
     assert stack.get_embedding_dimension() == 32

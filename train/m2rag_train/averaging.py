@@ -69,7 +69,7 @@ class AverageRecipe(Recipe):
         if not is_first_process():
             return options.model
         check_same_recipe(self, options.run)
-        paths = [_resolve(part.model, options.data) for part in self.models]
+        paths = [resolve_in(options.data, part.model) for part in self.models]
         total = sum(part.weight for part in self.models)
         model = load_checkpoint(paths[0])
         if self.dimensions:
@@ -93,11 +93,12 @@ class AverageRecipe(Recipe):
             for name, value in _floats(model).items():
                 value.copy_(mean[name])
         with replacing(options.model) as out:
-            save_embedder(model, out, dtype=getattr(torch, self.dtype), tokenizer=_tokenizer(paths[0], model))
+            save_embedder(model, out, dtype=getattr(torch, self.dtype), tokenizer=tokenizer_beside(paths[0], model))
         return options.model
 
 
-def _resolve(name: str, data: Path) -> Path:
+def resolve_in(data: Path, name: str) -> Path:
+    """Path of a model that is a folder in `data`, or has any other name that `M2Embedder` takes."""
     inside = data / name
     return resolve_checkpoint(inside if inside.exists() else name)
 
@@ -111,7 +112,8 @@ def _shape(tensors: dict[str, torch.Tensor], name: str) -> tuple[int, ...] | Non
     return tuple(tensors[name].shape) if name in tensors else None
 
 
-def _tokenizer(path: Path, model: M2BertModel) -> PreTrainedTokenizerBase | None:
+def tokenizer_beside(path: Path, model: M2BertModel) -> PreTrainedTokenizerBase | None:
+    """The tokenizer in the folder of a model's weights, if one is there."""
     folder = path if path.is_dir() else path.parent
     if not any((folder / name).is_file() for name in TOKENIZER_FILES):
         return None

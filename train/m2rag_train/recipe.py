@@ -35,6 +35,7 @@ KINDS = {
     "extend": "m2rag_train.extension.recipe:ExtendRecipe",
     "finetune": "m2rag_train.finetuning.recipe:FinetuneRecipe",
     "pretrain": "m2rag_train.pretraining.recipe:PretrainRecipe",
+    "sketch": "m2rag_train.sketching:SketchRecipe",
 }
 
 # YAML 1.1 takes a number without a point, 2e-5, for text.
