@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,16 @@ import pytest
 from test_corpus_queries import NAMES, paragraph
 
 from m2rag.evaluation import load_task
-from m2rag_train.corpus_pairs.make import CORPORA, DEVELOPMENT, OVERLAPPING, Corpus, choose_development, make
+from m2rag_train.corpus_pairs.make import (
+    CORPORA,
+    DEVELOPMENT,
+    OVERLAPPING,
+    QUESTIONS,
+    Corpus,
+    choose_development,
+    make,
+)
+from m2rag_train.errors import TrainingDataError
 from m2rag_train.finetuning.data import load_pairs
 from m2rag_train.finetuning.recipe import PairSource
 from m2rag_train.sources import read_jsonl
@@ -99,6 +109,57 @@ def test_a_dropped_document_changes_no_other_draw(data: Path, tmp_path: Path) ->
     make(data, tmp_path / "less", corpora=corpora, ids=ids, dropped=frozenset({gone}))
     assert ids_in(tmp_path / "less") == before - {gone}
     assert len([i for i in before if i.startswith("manuals")]) < 12, "about so many tokens, not all documents"
+
+
+def asked(folder: Path, out: Path, *, moved: int = 0) -> Path:
+    """A question about characters 20 to 60 of the first manual in `out`, `moved` by some."""
+    row = next(read_jsonl(out / "manuals.documents.jsonl.zst"))
+    found = {
+        "source": "manuals",
+        "document": row["_id"],
+        "start": 20 + moved,
+        "end": 60 + moved,
+        "crc32": zlib.crc32(row["text"][20:60].encode()),
+        "questions": ["what is there?", "another way to ask"],
+    }
+    gone = {**found, "document": "manuals-gone"}
+    write(folder / "questions.jsonl", [found, gone])
+    return folder / "questions.jsonl"
+
+
+def test_questions_come_with_their_passages(
+    data: Path, made: tuple[Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    before, _ = made
+    out, ids = tmp_path / "asked", tmp_path / "ids.json"
+    make(data, out, corpora=TINY, ids=ids, questions=asked(tmp_path, before))
+    names = ("manuals.asked", "manuals")
+    sources = [PairSource(pairs=f"{n}.pairs.jsonl.zst", documents=f"{n}.documents.jsonl.zst") for n in names]
+    pairs = load_pairs(sources, out)
+    assert [pairs.queries[query] for query in pairs.passages] == ["what is there?", "another way to ask"]
+    document, start, end = pairs.passages[0]
+    assert (start, end) == (20, 60) and pairs.documents[document][20:60] == pairs.documents[0][20:60]
+    assert pairs.source_of[0] == 0 and set(pairs.source_of[1:]) == {1}
+    assert len(pairs.queries_of[0]) > 2, "the document has its other queries too"
+    assert not list(out.glob("books.asked.*")), "nothing was asked about books"
+
+
+def test_a_text_that_is_not_the_one_asked_about(
+    data: Path, made: tuple[Path, dict[str, list[str]]], tmp_path: Path
+) -> None:
+    questions = asked(tmp_path, made[0], moved=1)
+    with pytest.raises(TrainingDataError, match=r"manuals: document 'manuals-\d+' has another text .* 21 to 61"):
+        make(data, tmp_path / "asked", corpora=TINY, ids=tmp_path / "ids.json", questions=questions)
+
+
+def test_shipped_questions_ask_nothing_that_is_held_out() -> None:
+    held_out = {i for found in json.loads(DEVELOPMENT.read_text(encoding="utf-8")).values() for i in found}
+    dropped = set(OVERLAPPING.read_text(encoding="utf-8").splitlines())
+    rows = list(read_jsonl(QUESTIONS))
+    assert len(rows) == 3_018
+    for row in rows:
+        assert row["document"] not in held_out | dropped and row["document"].rpartition("#")[0] not in held_out
+        assert row["start"] < row["end"] and len(row["questions"]) == 2 and all(row["questions"])
 
 
 def test_the_shipped_lists_are_ids_of_known_sources() -> None:

@@ -12,9 +12,11 @@ import pytest
 import zstandard
 from tiny_finetuning import write_lines
 
+from m2rag.tokenizer import TextTokenizer
 from m2rag_train.errors import TrainingDataError
 from m2rag_train.finetuning.data import Pairs, load_pairs
 from m2rag_train.finetuning.recipe import PairSource
+from m2rag_train.finetuning.schedule import token_spans
 
 DOCUMENTS = [
     {"_id": "a", "title": "Cats", "text": "They sleep."},
@@ -236,3 +238,30 @@ def test_a_missing_file(tmp_path: Path) -> None:
 def test_a_source_is_one_thing(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PairSource(**settings)
+
+
+def test_passages_are_places_in_the_whole_text(tmp_path: Path) -> None:
+    documents = [{"_id": "a", "title": "Sea", "text": "Salt water everywhere."}]
+    pairs = [
+        {"query": "what is everywhere?", "document_id": "a", "passage": [5, 10]},
+        {"query": "no place", "document_id": "a"},
+    ]
+    source = write(tmp_path, pairs, documents)
+    found = load_pairs([SOURCE], source)
+    assert set(found.passages) == {0}
+    document, start, end = found.passages[0]
+    assert found.documents[document][start:end] == "water"
+    tokenizer = TextTokenizer.bundled()
+    spans = token_spans(found, tokenizer, 100)
+    ids = [*tokenizer.prefix, *tokenizer.encode(found.documents[document]).ids]
+    number, first, last = spans[0]
+    assert number == document and ids[first:last] == tokenizer.encode("water").ids.tolist()
+    assert token_spans(found, tokenizer, last) == {}, "no room for the last special token"
+
+
+@pytest.mark.parametrize("passage", [[5], [5, 5], [-1, 3], [0, 23], ["0", 3], "all", [0, True]])
+def test_passages_outside_of_the_text(passage: Any, tmp_path: Path) -> None:
+    documents = [{"_id": "a", "title": "Sea", "text": "Salt water everywhere."}]
+    source = write(tmp_path, [{"query": "q", "document_id": "a", "passage": passage}], documents)
+    with pytest.raises(TrainingDataError, match=r"pairs.jsonl.*1: passage is .*, must be \[start, end\] within 22 "):
+        load_pairs([SOURCE], source)

@@ -19,6 +19,7 @@ from m2rag_train.finetuning.losses import (
     DocumentBank,
     OrthogonalLoss,
     RankingLoss,
+    overlap,
     ranking_loss,
     right_documents,
 )
@@ -40,7 +41,8 @@ class Stack(nn.Module):
 
     def forward(self, features: Features) -> Features:
         self.seen.append((tuple(features["input_ids"].shape), torch.is_grad_enabled()))
-        features["sentence_embedding"] = self.encoder(**features).pooler_output
+        output = self.encoder(**features)
+        features["sentence_embedding"], features["token_embeddings"] = output.pooler_output, output.last_hidden_state
         return features
 
 
@@ -68,13 +70,13 @@ def gradients_of(loss: torch.Tensor, model: nn.Module) -> dict[str, torch.Tensor
     return found
 
 
-def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
-    """Equal to 1e-6 of the largest gradient of all."""
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    """Equal to a millionth of the largest gradient of all."""
     assert found.keys() == expected.keys()
     largest = max(float(value.abs().max()) for value in expected.values())
     assert largest > 1e-3, "no gradient to speak of"
     for name, value in expected.items():
-        assert float((found[name] - value).abs().max()) <= 1e-6 * largest, name
+        assert float((found[name] - value).abs().max()) <= tolerance * largest, name
 
 
 def dense_vectors(model: Stack, features: Features) -> torch.Tensor:
@@ -318,3 +320,63 @@ def test_a_model_without_parameters_to_train_has_a_loss() -> None:
 def test_unknown_form_is_refused() -> None:
     with pytest.raises(ValueError, match="form is 'cubic', must be 'squared' or 'absolute'"):
         OrthogonalLoss(Stack(), form="cubic")
+
+
+# A document of two parts and a rest; two queries about it, one about another document, one without a passage.
+LONG = texts([40, 600], seed=3)
+PASSAGES = {
+    **{key: LABELS[key] for key in ("queries",)},
+    "documents": torch.tensor([10, 11]),
+    "relevant": torch.tensor([[11], [11], [10], [10]]),
+    "passages": torch.tensor([[11, 30, 200], [11, 520, 560], [10, 3, 20], [-1, 0, 0]]),
+}
+
+
+@pytest.mark.parametrize("changes", [{}, {"sketch_size": 20}], ids=["mean", "sketch"])
+@pytest.mark.parametrize("together", [1, 2000], ids=["apart", "together"])
+def test_passages_are_told_from_the_parts_beside_them(changes: dict[str, Any], together: int) -> None:
+    model = Stack(long_conv_l_max=640, max_position_embeddings=640, **changes)
+    found = {
+        weight: RankingLoss(
+            model, cached=False, temperature=0.1, passage_weight=weight, document_tokens=together, dimensions=[12, 32]
+        )([QUERIES, LONG], PASSAGES)
+        for weight in (0.0, 0.5)
+    }
+    q = dense_vectors(model, QUERIES)
+    hidden = {
+        n: model.encoder(LONG["input_ids"][row : row + 1, :n]).last_hidden_state[0] for row, n in enumerate((40, 600))
+    }
+
+    def vector(n: int, begin: int, end: int) -> torch.Tensor:
+        return model.encoder.span_vectors(hidden[n], [(begin, end)])[0]
+
+    # The first passage is most of the first 256 tokens, the second one lies in the rest of 88; the third document has
+    # one part only, and nothing to tell it from.
+    rivals = {0: [(256, 512), (512, 600)], 1: [(0, 256), (256, 512)], 2: []}
+    terms = []
+    for size in (12, 32):
+        for query, others in rivals.items():
+            n = 40 if query == 2 else 600
+            own = tuple(PASSAGES["passages"][query, 1:].tolist())
+            cosines = torch.stack(
+                [F.cosine_similarity(q[query, :size], vector(n, *part)[:size], dim=0) for part in (own, *others)]
+            )
+            terms.append(torch.logsumexp(cosines / 0.1, 0) - cosines[0] / 0.1)
+    expected = found[0.0] + 0.5 * torch.stack(terms).sum() / (2 * 3)
+    torch.testing.assert_close(found[0.5], expected, rtol=0, atol=2e-6)
+    assert_same(gradients_of(found[0.5], model), gradients_of(expected, model), 4e-6)
+
+
+def test_what_overlaps_a_passage_is_no_rival() -> None:
+    assert overlap((30, 200), (0, 256))
+    assert overlap((200, 456), (0, 256)), "56 of 256 tokens"
+    assert not overlap((206, 456), (0, 256)), "50 of 256 tokens"
+    assert not overlap((256, 300), (0, 256))
+
+
+def test_passages_need_their_queries() -> None:
+    """A step whose queries have no passages has the loss it always had."""
+    model = Stack()
+    none = {**LABELS, "passages": torch.tensor([[-1, 0, 0]] * 4)}
+    with_weight = RankingLoss(model, cached=False, passage_weight=1.0)([QUERIES, DOCUMENTS], none)
+    torch.testing.assert_close(with_weight, RankingLoss(model, cached=False)([QUERIES, DOCUMENTS], LABELS))

@@ -312,6 +312,7 @@ def test_given_negatives_must_be_there() -> None:
             {"loss": {"name": "cached_mnrl"}}, "queries_per_document is 2; 'cached_mnrl' takes pairs", id="pairs"
         ),
         pytest.param({"loss": {"name": "orthogonal", "bank": 4}}, "bank is for the loss 'mnrl'", id="bank"),
+        pytest.param({"loss": {"passage_weight": 1.0}}, "passage_weight is for the loss 'mnrl'", id="passages cached"),
         pytest.param({"loss": {"bank_queries": 4}}, "bank_queries needs a bank", id="queries without a bank"),
         pytest.param({"sources": [{"rows": "a", "share": 0}]}, "share is 0", id="no share"),
         pytest.param({"batch_tokens": 0}, "batch_tokens is 0, must be above 0", id="no tokens"),

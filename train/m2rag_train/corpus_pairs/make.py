@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import random
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,7 @@ from m2rag_train.corpus_pairs.queries import (
     spans_of,
     tokens_of,
 )
+from m2rag_train.errors import TrainingDataError
 from m2rag_train.files import replacing
 from m2rag_train.sources import ShortText, numbered_rows, text_of
 
@@ -34,6 +36,10 @@ logger = logging.getLogger(__name__)
 # Ids only: documents held out for development, and those that share text with a test.
 DEVELOPMENT = Path(__file__).with_name("development.json")
 OVERLAPPING = Path(__file__).with_name("overlapping.txt")
+
+# Questions that a large language model wrote for passages of the documents, two each: one in other words than the
+# passage's, one as it comes. {"source", "document", "start", "end", "crc32", "questions"}; the text is not in there.
+QUESTIONS = Path(__file__).with_name("questions.jsonl.zst")
 
 # Shorter documents teach nothing about long ones, and longer ones cost as much as ten that can be told apart.
 TOKENS = (1_300, 26_000)
@@ -88,29 +94,38 @@ def make(
     dropped: frozenset[str] = frozenset(),
     seed: str = "0",
     ids: Path = DEVELOPMENT,
+    questions: Path = QUESTIONS,
 ) -> None:
     """Write `NAME.documents.jsonl.zst` and `NAME.pairs.jsonl.zst` of every source, and `development/TASK`.
+
+    Documents that `questions` are about are in `NAME.asked.documents.jsonl.zst` once more, and the questions with the
+    passages that answer them in `NAME.asked.pairs.jsonl.zst`.
 
     Args:
         data: folder with `corpus` and `pairs`.
         corpora: files of `corpus` that are read.
         dropped: ids of documents that are left out, see `overlap.py`.
         ids: file with the ids of the documents that are held out, by source.
+        questions: written for passages of the documents.
 
     Raises:
-        TrainingDataError: a source is not there, or a line of it is broken.
+        TrainingDataError: a source is not there, or a line of it is broken, or a passage that was asked about is no
+            longer where it was.
     """
     held_out = {name: frozenset(found) for name, found in json.loads(ids.read_text(encoding="utf-8")).items()}
     development: list[AskedDocument] = []
+    asked: dict[str, list[dict[str, Any]]] = {}
+    for _, row in numbered_rows(questions):
+        asked.setdefault(row["source"], []).append(row)
     for corpus in corpora:
         documents = list(_sectioned(data / "corpus" / f"{corpus.name}.jsonl.zst"))
         found = list(_ask_all(corpus, documents, seed))
         held = held_out.get(corpus.name, frozenset())
         development += _first_of_each(document for document in found if _root(document.id) in held)
-        _write_source(out, corpus.name, _up_to(found, held, corpus.tokens, seed), dropped)
+        _write_source(out, corpus.name, _up_to(found, held, corpus.tokens, seed), dropped, asked)
     for name, most in (("qmsum_train", None), ("dclaw_train", DCLAW_TOKENS)):
         given = list(_paired(data / "pairs", name, seed))
-        _write_source(out, name, given if most is None else _up_to(given, frozenset(), most, seed), dropped)
+        _write_source(out, name, given if most is None else _up_to(given, frozenset(), most, seed), dropped, asked)
     write_tasks(out / "development", development)
 
 
@@ -216,19 +231,46 @@ def _up_to(documents: Iterable[AskedDocument], held_out: frozenset[str], tokens:
     return found
 
 
-def _write_source(out: Path, name: str, drawn: Iterable[AskedDocument], dropped: frozenset[str]) -> None:
+def _write_source(
+    out: Path,
+    name: str,
+    drawn: Iterable[AskedDocument],
+    dropped: frozenset[str],
+    asked: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> None:
     # After the draw: what is dropped does not change what else is drawn.
     documents = [document for document in drawn if document.id not in dropped]
     rows = ({"_id": d.id, "title": "", "text": d.text} for d in documents)
     pairs = ({"query": q.text, "document_id": d.id, "kind": q.kind} for d in documents for q in d.queries)
     _write(out / f"{name}.documents.jsonl.zst", rows)
     _write(out / f"{name}.pairs.jsonl.zst", pairs)
+    _write_asked(out, name, documents, asked.get(name, ()))
     kinds = Counter(q.kind for d in documents for q in d.queries)
     logger.info(
         "%s: %s documents, about %.1f M tokens, %s",
         *(name, f"{len(documents):,}", sum(tokens_of(d.text) for d in documents) / 1e6),
         ", ".join(f"{count:,} {kind}" for kind, count in kinds.most_common()),
     )
+
+
+def _write_asked(out: Path, name: str, documents: Sequence[AskedDocument], rows: Sequence[Mapping[str, Any]]) -> None:
+    texts = {document.id: document.text for document in documents}
+    pairs = []
+    # A document that is dropped, or not drawn, is not asked about.
+    for row in [row for row in rows if row["document"] in texts]:
+        passage = texts[row["document"]][row["start"] : row["end"]]
+        if zlib.crc32(passage.encode()) != row["crc32"]:
+            raise TrainingDataError(
+                f"{name}: document {row['document']!r} has another text than was asked about: not the same passage at "
+                f"{row['start']:,} to {row['end']:,}"
+            )
+        place = {"document_id": row["document"], "kind": "asked", "passage": [row["start"], row["end"]]}
+        pairs += [{"query": question, **place} for question in row["questions"]]
+    if pairs:
+        about = {pair["document_id"] for pair in pairs}
+        found = ({"_id": d.id, "title": "", "text": d.text} for d in documents if d.id in about)
+        _write(out / f"{name}.asked.documents.jsonl.zst", found)
+        _write(out / f"{name}.asked.pairs.jsonl.zst", pairs)
 
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

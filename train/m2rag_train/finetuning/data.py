@@ -33,6 +33,7 @@ class Pairs:
         queries_of: for document j the numbers of its queries; some documents have none and serve as negatives.
         given: for query i the numbers of the documents that the data itself calls negatives.
         source_of: for document j the number of the source that it was in first.
+        passages: for some queries (document, start, end): the characters that answer, in a document's text.
     """
 
     queries: list[str] = field(default_factory=list)
@@ -41,6 +42,7 @@ class Pairs:
     queries_of: list[list[int]] = field(default_factory=list)
     given: list[list[int]] = field(default_factory=list)
     source_of: list[int] = field(default_factory=list)
+    passages: dict[int, tuple[int, int, int]] = field(default_factory=dict)
 
 
 class _Collector:
@@ -58,7 +60,13 @@ class _Collector:
             self.pairs.source_of.append(self.source)
         return self._documents[text]
 
-    def pair(self, query: str, document: int, negatives: Iterable[int] = ()) -> None:
+    def pair(
+        self,
+        query: str,
+        document: int,
+        negatives: Iterable[int] = (),
+        passage: tuple[int, int] | None = None,
+    ) -> None:
         self.read += 1
         pairs = self.pairs
         if query not in self._queries:
@@ -73,6 +81,8 @@ class _Collector:
             pairs.relevant[number].append(document)
             pairs.queries_of[document].append(number)
         pairs.given[number] += [n for n in negatives if n not in pairs.given[number]]
+        if passage is not None:
+            pairs.passages.setdefault(number, (document, *passage))
 
 
 def load_pairs(sources: Sequence[PairSource], data: Path) -> Pairs:
@@ -113,6 +123,8 @@ def _name(source: PairSource) -> str:
 
 def _read_pairs(source: PairSource, pairs: Path, documents: Path, found: _Collector) -> None:
     numbers: dict[str, int] = {}
+    # Characters in front of the text, and of the text.
+    places: dict[str, tuple[int, int]] = {}
     seen: dict[str, str] = {}
     for where, row in numbered_rows(documents):
         identifier = text_of(row, "_id", where)
@@ -125,12 +137,24 @@ def _read_pairs(source: PairSource, pairs: Path, documents: Path, found: _Collec
         if not whole.strip():
             raise TrainingDataError(f"{where}: document {identifier!r} is empty")
         numbers[identifier] = found.document(whole)
+        places[identifier] = (len(whole) - len(text), len(text))
     for where, row in numbered_rows(pairs):
         query, identifier = text_of(row, "query", where), text_of(row, "document_id", where)
         if identifier not in numbers:
             raise TrainingDataError(f"{where}: document_id {identifier!r} is not in {documents}")
         if source.kinds is None or text_of(row, "kind", where) in source.kinds:
-            found.pair(query, numbers[identifier])
+            found.pair(query, numbers[identifier], passage=_passage(row, *places[identifier], where))
+
+
+def _passage(row: dict[str, Any], begin: int, length: int, where: str) -> tuple[int, int] | None:
+    """The row's `passage`, [start, end] in a text of `length` characters that begins at character `begin`."""
+    given = row.get("passage")
+    if given is None:
+        return None
+    valid = isinstance(given, list) and len(given) == 2 and all(type(place) is int for place in given)
+    if not valid or not 0 <= given[0] < given[1] <= length:
+        raise TrainingDataError(f"{where}: passage is {given!r}, must be [start, end] within {length:,} characters")
+    return begin + given[0], begin + given[1]
 
 
 def _read_rows(

@@ -32,7 +32,7 @@ from m2rag_train.finetuning.evaluation import METRIC, TaskEvaluator, encoder_of,
 from m2rag_train.finetuning.losses import Anchors, DocumentBank, OrthogonalLoss, RankingLoss
 from m2rag_train.finetuning.negatives import base_vectors, find_negatives
 from m2rag_train.finetuning.recipe import FinetuneRecipe
-from m2rag_train.finetuning.schedule import BatchCollator, TokenTable, plan_batches
+from m2rag_train.finetuning.schedule import BatchCollator, TokenTable, plan_batches, token_spans
 from m2rag_train.optimizer import parameter_groups, warmup_cosine
 from m2rag_train.recipe import RunOptions, check_same_recipe
 from m2rag_train.trainer import (
@@ -136,8 +136,15 @@ def run(recipe: FinetuneRecipe, options: RunOptions) -> Path | None:
     batches = plan_batches(
         prepared.pairs, recipe, lengths, candidates, multiple=recipe.accumulation * PartialState().num_processes
     )
+    weight = recipe.loss.passage_weight
+    passages = token_spans(prepared.pairs, prepared.tokenizer, prepared.max_tokens) if weight else None
     collator = BatchCollator(
-        batches, prepared.pairs, prepared.queries, prepared.documents, columns=recipe.loss.name == "cached_mnrl"
+        batches,
+        prepared.pairs,
+        prepared.queries,
+        prepared.documents,
+        columns=recipe.loss.name == "cached_mnrl",
+        passages=passages,
     )
     base = None
     if prepared.evaluator is not None:
@@ -251,6 +258,7 @@ def _loss(
         bank=bank,
         cached=settings.cached,
         document_tokens=recipe.batch_tokens or 1,
+        passage_weight=settings.passage_weight,
         dimensions=dimensions,
         anchors=anchors,
     )

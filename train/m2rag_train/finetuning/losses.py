@@ -7,6 +7,7 @@ All are called as `loss(sentence_features, labels)` with two features, queries (
 | `queries` | (Q,) | number of each query in the training data |
 | `documents` | (N,) | number of each document |
 | `relevant` | (Q, M) | numbers of all documents that answer each query, filled up with -1 |
+| `passages` | (Q, 3) | a document's number and which of its tokens answer the query, begin and end; or -1, 0, 0 |
 
 A document of the step that does not answer a query is one of its negatives, whatever row it came with.
 """
@@ -20,9 +21,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from m2rag_train.finetuning.evaluation import encoder_of
 from m2rag_train.finetuning.gradients import Features, GradientSum, Replay, chunks, with_gradients
 
 Labels = Mapping[str, torch.Tensor]
+
+# A document's parts that a passage is told apart from: as long as indexed passages are.
+PASSAGE_TOKENS = 256
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,12 @@ class RetrievalLoss(nn.Module):
         self.chunk_tokens = chunk_tokens
 
     def encode(self, features: Features) -> torch.Tensor:
-        """Vectors (n, D) in fp32; the model's modules write into what they are given."""
-        return self.model(dict(features))["sentence_embedding"].float()
+        """Vectors (n, D) in fp32."""
+        return self.run(features)["sentence_embedding"].float()
+
+    def run(self, features: Features) -> Features:
+        """All that the model's modules return; they write into what they are given."""
+        return self.model(dict(features))
 
     def cuts(self, queries: torch.Tensor, documents: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Unit vectors of queries (Q, D) and documents (N, D), once per dimension."""
@@ -183,6 +192,7 @@ class RankingLoss(RetrievalLoss):
         bank: see `DocumentBank`.
         cached: one document in memory at a time.
         document_tokens: without `cached`, documents go through the model in groups of so many padded tokens.
+        passage_weight: of the mean `passage_loss` of the queries that have a passage; not with `cached`.
         options: see `RetrievalLoss`.
     """
 
@@ -194,10 +204,12 @@ class RankingLoss(RetrievalLoss):
         bank: DocumentBank | None = None,
         cached: bool = True,
         document_tokens: int = 1,
+        passage_weight: float = 0.0,
         **options: object,
     ) -> None:
         super().__init__(model, **options)  # type: ignore[arg-type]
         self.temperature = temperature
+        self.passage_weight = passage_weight
         self.bank = bank
         self.cached = cached
         self.document_tokens = document_tokens
@@ -206,13 +218,43 @@ class RankingLoss(RetrievalLoss):
         """() loss; see the module for its inputs."""
         queries, documents = sentence_features
         if not self.cached:
-            return self._loss(
-                self._dense(queries, self.chunk_tokens), self._dense(documents, self.document_tokens), labels
-            )
+            vectors = torch.cat([self.encode(some) for _, some in chunks(queries, self.chunk_tokens)])
+            found, passages = self._documents(documents, vectors, labels)
+            return self._loss(vectors, found, labels) + passages
         return with_gradients(self.model, lambda gradients: self._compute(queries, documents, labels, gradients))
 
-    def _dense(self, features: Features, max_tokens: int) -> torch.Tensor:
-        return torch.cat([self.encode(some) for _, some in chunks(features, max_tokens)])
+    def _documents(
+        self, documents: Features, queries: torch.Tensor, labels: Labels
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Vectors (N, D), and the loss of their passages."""
+        vectors, total = [], torch.zeros((), device=queries.device)
+        passages = labels["passages"].tolist() if self.passage_weight else []
+        asked = sum(document >= 0 for document, _, _ in passages)
+        for rows, some in chunks(documents, self.document_tokens):
+            output = self.run(some)
+            vectors.append(output["sentence_embedding"].float())
+            lengths = some["attention_mask"].sum(1).tolist()
+            for row, number in enumerate(labels["documents"][rows].tolist() if asked else []):
+                of_row = [(i, begin, end) for i, (document, begin, end) in enumerate(passages) if document == number]
+                if of_row:
+                    hidden = output["token_embeddings"][row, : lengths[row]]
+                    total = total + self._passage_terms(queries, hidden, of_row) * (self.passage_weight / asked)
+        return torch.cat(vectors), total
+
+    def _passage_terms(
+        self, queries: torch.Tensor, hidden: torch.Tensor, asked: Sequence[tuple[int, int, int]]
+    ) -> torch.Tensor:
+        """Sum over queries, by their row and their passage's tokens, in a document's hidden states (L, D)."""
+        grid = [(begin, min(begin + PASSAGE_TOKENS, len(hidden))) for begin in range(0, len(hidden), PASSAGE_TOKENS)]
+        parts = [(begin, end) for _, begin, end in asked] + grid
+        vectors = encoder_of(self.model).span_vectors(hidden, parts).float()
+        rivals = torch.tensor([[not overlap(span, other) for other in grid] for span in parts[: len(asked)]])
+        rivals = rivals.to(hidden.device)
+        total = torch.zeros((), device=hidden.device)
+        cuts = self.cuts(queries[[row for row, _, _ in asked]], vectors)
+        for q, v in cuts:
+            total = total + passage_loss(q, v[: len(asked)], v[len(asked) :], rivals, self.temperature)
+        return total / len(cuts)
 
     def _compute(
         self, queries: Features, documents: Features, labels: Labels, gradients: GradientSum | None
@@ -289,6 +331,26 @@ class DocumentBank:
 def right_documents(labels: Labels) -> torch.Tensor:
     """(Q, N) bool: which documents of the step answer which query."""
     return (labels["relevant"][:, :, None] == labels["documents"]).any(1)
+
+
+def overlap(span: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Whether more than a fifth of `other` is in `span`: so much may hold the answer too."""
+    return 5 * (min(span[1], other[1]) - max(span[0], other[0])) > other[1] - other[0]
+
+
+def passage_loss(
+    queries: torch.Tensor, right: torch.Tensor, parts: torch.Tensor, rivals: torch.Tensor, temperature: float
+) -> torch.Tensor:
+    """Sum over queries of the cross entropy of their passage among the parts of its document that do not overlap it.
+
+    Args:
+        queries, right: unit vectors (Q, D) of queries and the passages that answer them.
+        parts: unit vectors (P, D) of all parts of the document.
+        rivals: (Q, P) bool, which of them a query's passage is to be told apart from.
+    """
+    wrong = (queries @ parts.t()).masked_fill(~rivals, float("-inf"))
+    scores = torch.cat([(queries * right).sum(1, keepdim=True), wrong], dim=1) / temperature
+    return F.cross_entropy(scores, torch.zeros(len(queries), dtype=torch.long, device=scores.device), reduction="sum")
 
 
 def ranking_loss(scores: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

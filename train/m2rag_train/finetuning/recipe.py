@@ -90,6 +90,8 @@ class Loss:
         cached: "mnrl": one document in memory at a time; without it a step is a quarter faster, if all of them fit.
         dimensions: Matryoshka: the loss is the mean over vectors cut to each of these; the model's own size is added.
         anchor_weight: weight of 1 - cos between each text's vector and its vector by the base model.
+        passage_weight: "mnrl" without `cached`: weight of telling a query's passage from the rest of its document, for
+            pairs with a `passage`.
     """
 
     name: Literal["orthogonal", "mnrl", "cached_mnrl"] = "mnrl"
@@ -101,11 +103,14 @@ class Loss:
     cached: bool = True
     dimensions: list[int] = field(default_factory=list)
     anchor_weight: float = 0.0
+    passage_weight: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(self, "temperature")
-        if self.bank < 0 or self.bank_queries < 0 or self.anchor_weight < 0:
-            raise ValueError("bank, bank_queries and anchor_weight must be at least 0")
+        if min(self.bank, self.bank_queries, self.anchor_weight, self.passage_weight) < 0:
+            raise ValueError("bank, bank_queries, anchor_weight and passage_weight must be at least 0")
+        if self.passage_weight and (self.name != "mnrl" or self.cached):
+            raise ValueError("passage_weight is for the loss 'mnrl' with cached: false")
         if self.bank_queries and not self.bank:
             raise ValueError("bank_queries needs a bank")
         if any(dimension < 1 for dimension in self.dimensions):

@@ -38,6 +38,9 @@ class Row:
 
 Batch = list[Row]
 
+# A document by number, and the tokens of it that answer a query.
+Span = tuple[int, int, int]
+
 
 def plan_batches(
     pairs: Pairs, recipe: FinetuneRecipe, lengths: Sequence[int], candidates: Ranking = None, *, multiple: int = 1
@@ -227,6 +230,24 @@ class TokenTable:
             )
 
 
+def token_spans(pairs: Pairs, tokenizer: TextTokenizer, max_tokens: int) -> dict[int, Span]:
+    """The passages of `pairs.passages` in tokens, special ones counted in; those behind the limit are left out."""
+    by_document: dict[int, list[int]] = {}
+    for query, (document, _, _) in pairs.passages.items():
+        by_document.setdefault(document, []).append(query)
+    found = {}
+    prefix, room = len(tokenizer.prefix), max_tokens - len(tokenizer.suffix)
+    for document, queries in by_document.items():
+        tokens = tokenizer.encode(pairs.documents[document])
+        for query in queries:
+            _, start, end = pairs.passages[query]
+            first = prefix + int(np.searchsorted(tokens.ends, start, "right"))
+            last = prefix + int(np.searchsorted(tokens.starts, end, "left"))
+            if first < last <= room:
+                found[query] = (document, first, last)
+    return found
+
+
 class BatchCollator:
     """A planned batch as tensors; `SentenceTransformerTrainer` calls it with the batch's number.
 
@@ -237,9 +258,17 @@ class BatchCollator:
     valid_label_columns: list[str] = []
 
     def __init__(
-        self, batches: list[Batch], pairs: Pairs, queries: TokenTable, documents: TokenTable, *, columns: bool
+        self,
+        batches: list[Batch],
+        pairs: Pairs,
+        queries: TokenTable,
+        documents: TokenTable,
+        *,
+        columns: bool,
+        passages: Mapping[int, Span] | None = None,
     ) -> None:
         self._batches = batches
+        self._passages = passages or {}
         self._relevant = pairs.relevant
         self._queries = queries
         self._documents = documents
@@ -272,6 +301,7 @@ class BatchCollator:
                 "queries": torch.tensor(queries),
                 "documents": torch.tensor(documents),
                 "relevant": torch.tensor([numbers + [-1] * (width - len(numbers)) for numbers in relevant]),
+                "passages": torch.tensor([self._passages.get(query, (-1, 0, 0)) for query in queries]),
             },
         }
 
