@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import os
-import re
 import socket
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -30,7 +29,7 @@ from m2rag.index.embedding import Embedder
 from m2rag.index.index import BATCH_TOKENS, POLICIES, new_index
 from m2rag.index.ingest import MAX_GROUP, Monitor
 from m2rag.index.ray_workers import Attempts, LoadModel, ModelFiles, Row, Task, Told, Writer, pack, read_groups, unpack
-from m2rag.index.readers import document_id
+from m2rag.index.readers import document_id, possible_files
 from m2rag.index.sources import FileRef, Item, Source, plan
 from m2rag.stores import FieldKind, Manifest, Quantization, Schema, VectorStore, open_store
 from m2rag.stores.opening import is_url
@@ -43,7 +42,6 @@ OBJECT_STORE_BYTES = 512_000_000
 ACTOR_BYTES = 2_000_000_000
 """Memory reckoned for an actor when their number is chosen: a model and one document of full length, with room."""
 
-_ROW_MARK = re.compile("[#:]")
 _KEY_VARIABLE = "QDRANT_API_KEY"
 
 
@@ -171,8 +169,7 @@ def _file_of(name: str, row_files: set[str]) -> str:
     """The file of rows that may hold a document of this name; the name itself if there is none."""
     if not row_files or name in row_files:
         return name
-    before = (name[: mark.start()] for mark in _ROW_MARK.finditer(name))
-    return next((file for file in before if file in row_files), name)
+    return next((file for file in possible_files(name) if file in row_files), name)
 
 
 def _absolute(item: Item) -> Item:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 
 from m2rag.errors import DocumentError
 from m2rag.index.documents import AddReport, Document, Failure, point_id
-from m2rag.index.readers import document_id, kind_of, list_folder, read_documents, supported_suffixes
+from m2rag.index.readers import document_id, kind_of, list_folder, possible_files, read_documents, supported_suffixes
 from m2rag.stores import VectorStore
 
 LOOKED_UP = 1000
 """Documents looked up or deleted in one go."""
-
-_ROW_MARK = re.compile("[#:]")
 
 
 @dataclass
@@ -126,7 +123,7 @@ class FolderSync:
     def _name(self, id: str, origin: str) -> str | None:
         """Path of a document's file relative to the folder; None if the document is not of this folder."""
         file = PurePath(origin).as_posix()
-        for name in (id, *(id[: mark.start()] for mark in _ROW_MARK.finditer(id))):
+        for name in possible_files(id):
             if file.endswith(f"/{name}") and self._is_root(file[: -len(name)]):
                 return name
         return None

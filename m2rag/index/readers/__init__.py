@@ -9,7 +9,14 @@ that two different files that come out with the same id are noticed and not sile
 from __future__ import annotations
 
 from m2rag.index.readers.decoding import decode_text
-from m2rag.index.readers.files import document_id, parse_document, parse_documents, read_document, read_documents
+from m2rag.index.readers.files import (
+    document_id,
+    parse_document,
+    parse_documents,
+    possible_files,
+    read_document,
+    read_documents,
+)
 from m2rag.index.readers.kinds import CODE, PACKED, READERS, ROW_READERS, kind_of, supported_suffixes
 from m2rag.index.readers.listing import FolderListing, list_folder
 
@@ -25,6 +32,7 @@ __all__ = [
     "list_folder",
     "parse_document",
     "parse_documents",
+    "possible_files",
     "read_document",
     "read_documents",
     "supported_suffixes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from m2rag.index.documents import Document, Failure
 from m2rag.index.readers.kinds import READERS, ROW_READERS, Kind, kind_of, supported_suffixes
 from m2rag.index.readers.packed import check_size, read_whole, unpack
 
+_ROW_MARK = re.compile("[#:]")
 _GIVE_UP = 100  # broken rows before any that is a document
 
 
@@ -120,6 +122,13 @@ def parse_documents(data: bytes | BinaryIO, name: str) -> Iterator[Document | Fa
         yield from _documents(io.BytesIO(data) if isinstance(data, bytes) else data, kind, name, name)
     except DocumentError as error:
         yield Failure(name, error)
+
+
+def possible_files(id: str) -> Iterator[str]:
+    """Names of files that a document with this id may be of: the id, and what stands in front of each mark of a row."""
+    yield id
+    for mark in _ROW_MARK.finditer(id):
+        yield id[: mark.start()]
 
 
 def _documents(stream: BinaryIO, kind: Kind, name: str, shown: str | Path) -> Iterator[Document | Failure]:
