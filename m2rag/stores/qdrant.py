@@ -15,8 +15,12 @@ from m2rag.stores.base import Filter, OneOf, Point, Range, Wanted
 EXACT_UP_TO = 20_000
 """Collections up to this many points are searched exactly: below a few milliseconds, and no recall to think about."""
 
-OVERSAMPLING = 3.0
-"""How many times the points asked for a search takes from a quantized copy before it scores them with the vectors."""
+OVERSAMPLING = 10.0
+"""How many times the points asked for a search takes from a quantized copy before it scores them with the vectors.
+
+One bit a number makes the many small ones of m2rag-mini's sketch count like the large ones: of 360 paragraphs 3.0 found
+54 % of the ten best, 10.0 finds 89 %.
+"""
 
 NO_GRAPH: dict[str, Any] = {"m": 0, "ef_construct": 100, "full_scan_threshold": 10_000}
 """HNSW settings of a vector that is only fetched: m=0 builds no graph."""
