@@ -60,7 +60,7 @@ class LexicalSketch(nn.Module):
         return self.log_balance.float().exp()
 
     def rescaled(self, means: torch.Tensor) -> torch.Tensor:
-        """Means of token outputs over parts of a text (N, D), both halves scaled as in the vector of a whole text."""
+        """Means of token outputs over parts of a text (N, D), both parts scaled as in the vector of a whole text."""
         meaning, sketch = means.split([means.shape[-1] - self.size, self.size], -1)
         return torch.cat([F.normalize(meaning, dim=-1), F.normalize(sketch, dim=-1) * self.balance], -1)
 
@@ -77,12 +77,12 @@ def codes(vocabulary: int, size: int) -> np.ndarray:
     """
     words = -(-size // 64)
     with np.errstate(over="ignore"):
-        z = (np.arange(1, vocabulary * words + 1, dtype=np.uint64)) * np.uint64(0x9E3779B97F4A7C15)
+        z = np.arange(1, vocabulary * words + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
         z ^= z >> np.uint64(31)
     bits = (z[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
-    return (bits.reshape(vocabulary, -1)[:, :size].astype(np.int8) * 2 - 1).astype(np.int8)
+    return bits.reshape(vocabulary, -1)[:, :size].astype(np.int8) * 2 - 1
 
 
 @lru_cache(maxsize=4)
