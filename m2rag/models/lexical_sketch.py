@@ -1,39 +1,45 @@
 """What a text is about and which words it has, side by side in one vector.
 
 The mean of hidden states tells subjects apart, and loses the rare word that a query asks for. A sketch keeps it: every
-token of the vocabulary has a fixed random sign per channel (random indexing: Kanerva et al., 2000), and the sum of
-those codes over a text stands for its bag of words. Inner products of two sums are those of the bags, up to an error
-that falls with the square root of the number of channels (random projection: Johnson and Lindenstrauss, 1984).
+token of the vocabulary has a code, and the sum of those codes over a text stands for its bag of words. Random codes
+(random indexing: Kanerva et al., 2000) make inner products of two sums those of the bags, up to an error that falls
+with the square root of the number of channels; learned ones confuse fewer words that are met together.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
-
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from m2rag.models.configuration_m2_bert import M2BertConfig
 
+# A token that comes n times in a text of L tokens counts n / (n + RARITY + L / LENGTH): BM25's saturation (Robertson
+# and Zaragoza, 2009) for texts of all lengths, with k1 = 10, b = 0.75 and a mean length of 8,000.
+RARITY = 2.5
+LENGTH = 1067.0
+
 
 class LexicalSketch(nn.Module):
     """Hidden states (B, L, D) -> token outputs (B, L, D), whose mean over a text is its vector.
 
-    With S = `config.sketch_size`, h hidden states, and n_t the number of times that token t is in the text:
+    With S = `config.sketch_size`, h hidden states, and n_t the number of times that token t is in a text of L tokens:
 
-        meaning  = P * (sum over positions i of a[t_i] * h_i)                  first D - S channels, scaled to length 1
-        sketch   = sum over different tokens t of sqrt(n_t) * w[t] * code[t]   last S channels, scaled to `balance`
+        meaning  = P * (sum over positions i of a[t_i] * h_i)                            D - S channels, length 1
+        sketch   = sum over different tokens t of w[t] * code[t] * n_t / (n_t + 2.5 + L / 1067)    S channels, `balance`
+        vector   = turn * (meaning, sketch)
 
-    a, w and the balance are positive and stored as logarithms; a row's scales are those of all its tokens, so the mean
-    over a part of the text has other lengths: see `rescaled`.
+    a, w and the balance are positive and stored as logarithms. `turn` is orthogonal: it changes no similarity, and
+    brings what tells most to the first channels. A row's scales are those of all its tokens, so the mean over a part of
+    the text has other lengths: see `rescaled`.
     """
 
     def __init__(self, config: M2BertConfig) -> None:
         super().__init__()
         self.size = config.sketch_size
         self.projection = nn.Linear(config.hidden_size, config.hidden_size - self.size, bias=False)
+        self.codes = nn.Embedding(config.vocab_size, self.size)
+        self.turn = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.log_mean_weights = nn.Parameter(torch.empty(config.vocab_size))
         self.log_sketch_weights = nn.Parameter(torch.empty(config.vocab_size))
         self.log_balance = nn.Parameter(torch.empty(1))
@@ -43,48 +49,40 @@ class LexicalSketch(nn.Module):
         # Sums over 32,768 tokens: whatever the products before were computed in.
         with torch.autocast(hidden.device.type, enabled=False):
             keep = mask[..., None]
+            tokens = keep.sum(1, keepdim=True)
             weights = self.log_mean_weights.float().exp()[ids][..., None]
             weighted = torch.where(keep, hidden.float(), 0.0) * weights
             meaning = F.linear(weighted, self.projection.weight.float())
             counts = torch.zeros(len(ids), len(self.log_sketch_weights), device=ids.device)
             counts = counts.scatter_add(1, ids, mask.float()).gather(1, ids).clamp(min=1)
-            weights = self.log_sketch_weights.float().exp()[ids] * counts.rsqrt()
-            codes = _codes_on(hidden.device, len(self.log_sketch_weights), self.size)[ids]
-            sketch = torch.where(keep, codes * weights[..., None], 0.0)
-            tokens = keep.sum(1, keepdim=True)
-            return torch.cat([meaning * _scale(meaning, tokens), sketch * _scale(sketch, tokens) * self.balance], -1)
+            # Each of a token's n_t places has its part of what the token counts.
+            weights = self.log_sketch_weights.float().exp()[ids] * saturation(counts, tokens[..., 0]) / counts
+            sketch = torch.where(keep, self.codes(ids).float() * weights[..., None], 0.0)
+            parts = [meaning * _scale(meaning, tokens), sketch * _scale(sketch, tokens) * self.balance]
+            return F.linear(torch.cat(parts, -1), self.turn.weight.float())
 
     @property
     def balance(self) -> torch.Tensor:
         """Length of the sketch where that of the meaning is 1."""
         return self.log_balance.float().exp()
 
+    def parts(self, vectors: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Meaning (N, D - S) and sketch (N, S) of means of token outputs (N, D)."""
+        meaning, sketch = (vectors @ self.turn.weight.float()).split([vectors.shape[-1] - self.size, self.size], -1)
+        return meaning, sketch
+
     def rescaled(self, means: torch.Tensor) -> torch.Tensor:
         """Means of token outputs over parts of a text (N, D), both parts scaled as in the vector of a whole text."""
-        meaning, sketch = means.split([means.shape[-1] - self.size, self.size], -1)
-        return torch.cat([F.normalize(meaning, dim=-1), F.normalize(sketch, dim=-1) * self.balance], -1)
+        meaning, sketch = self.parts(means)
+        vectors = torch.cat([F.normalize(meaning, dim=-1), F.normalize(sketch, dim=-1) * self.balance], -1)
+        return F.linear(vectors, self.turn.weight.float())
+
+
+def saturation(counts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """What a token that comes `counts` times in a text of so many `tokens` counts there: from 0 to 1."""
+    return counts / (counts + RARITY + tokens / LENGTH)
 
 
 def _scale(outputs: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """What makes the mean of (B, L, C) over `tokens` (B, 1, 1) one of length 1: (B, 1, 1)."""
     return tokens / outputs.sum(1, keepdim=True).norm(dim=-1, keepdim=True).clamp(min=1e-12)
-
-
-def codes(vocabulary: int, size: int) -> np.ndarray:
-    """The codes of all tokens: (vocabulary, size) int8 of -1 and 1, the same everywhere and always.
-
-    Bit j of token t is one of the 64 of splitmix64 (Steele et al., 2014) at t * ceil(size / 64) + j // 64.
-    """
-    words = -(-size // 64)
-    with np.errstate(over="ignore"):
-        z = np.arange(1, vocabulary * words + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        z ^= z >> np.uint64(31)
-    bits = (z[:, None] >> np.arange(64, dtype=np.uint64)) & np.uint64(1)
-    return bits.reshape(vocabulary, -1)[:, :size].astype(np.int8) * 2 - 1
-
-
-@lru_cache(maxsize=4)
-def _codes_on(device: torch.device, vocabulary: int, size: int) -> torch.Tensor:
-    return torch.from_numpy(codes(vocabulary, size)).to(device)

@@ -479,6 +479,7 @@ class M2BertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LexicalSketch):
             for logarithms in (module.log_mean_weights, module.log_sketch_weights, module.log_balance):
                 init.zeros_(logarithms)
+            init.copy_(module.turn.weight, torch.eye(len(module.turn.weight), device=module.turn.weight.device))
         elif isinstance(module, M2BertMLP):
             init.zeros_(module.out_bias)
         elif isinstance(module, ImplicitMLP):

@@ -1,4 +1,4 @@
-"""A model with a lexical sketch: its vector by hand, the codes on every machine, and parts of a text."""
+"""A model with a lexical sketch: its vector by hand, what words count, and parts of a text."""
 
 from __future__ import annotations
 
@@ -13,35 +13,25 @@ from tiny_models import sentence, tiny_model
 from m2rag import M2Embedder
 from m2rag.backends.local import LocalBackend
 from m2rag.models import M2BertModel
-from m2rag.models.lexical_sketch import codes
+from m2rag.models.lexical_sketch import saturation
 
 SIZE = 20
 WIDTH = 32
 
 
 def sketching(**changes: Any) -> M2BertModel:
-    """A tiny model whose weights of tokens and balance are no ones."""
+    """A tiny model whose weights of tokens and balance are no ones, and whose turn is no identity."""
     model = tiny_model(sketch_size=SIZE, **changes)
     torch.manual_seed(1)
     with torch.no_grad():
         for logarithms in (model.sketch.log_mean_weights, model.sketch.log_sketch_weights, model.sketch.log_balance):
             logarithms.copy_(0.5 * torch.randn_like(logarithms))
+        model.sketch.turn.weight.copy_(torch.linalg.qr(torch.randn(WIDTH, WIDTH))[0])
     return model
 
 
 def unit(vector: np.ndarray) -> np.ndarray:
     return vector / np.linalg.norm(vector)
-
-
-def code_of(token: int, size: int) -> list[int]:
-    """By Python's integers, which have no width."""
-    signs = []
-    for channel in range(size):
-        z = ((token * -(-size // 64) + channel // 64 + 1) * 0x9E3779B97F4A7C15) % 2**64
-        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
-        z = (z ^ (z >> 27)) * 0x94D049BB133111EB % 2**64
-        signs.append(2 * ((z ^ (z >> 31)) >> (channel % 64) & 1) - 1)
-    return signs
 
 
 def by_hand(model: M2BertModel, ids: list[int]) -> np.ndarray:
@@ -57,23 +47,10 @@ def by_hand(model: M2BertModel, ids: list[int]) -> np.ndarray:
     weights = sketch.log_sketch_weights.detach().double().exp().numpy()
     words = np.zeros(SIZE)
     for token, count in Counter(ids).items():
-        words += np.sqrt(count) * weights[token] * np.array(code_of(token, SIZE))
-    return np.concatenate([unit(meaning), unit(words) * np.exp(sketch.log_balance.item())])
-
-
-@pytest.mark.parametrize("size", [1, 20, 64, 100, 256])
-def test_codes_are_the_same_everywhere(size: int) -> None:
-    found = codes(200, size)
-    assert found.shape == (200, size) and found.dtype == np.int8
-    for token in (0, 1, 7, 199):
-        assert found[token].tolist() == code_of(token, size)
-
-
-def test_codes_of_different_tokens_are_nearly_orthogonal() -> None:
-    found = codes(2_000, 256).astype(np.float64)
-    products = (found @ found.T)[np.triu_indices(2_000, 1)] / 16
-    assert abs(products.mean()) < 0.01, "not centred"
-    assert abs(products.std() - 1) < 0.01, "not of the spread that random signs have"
+        counted = count / (count + 2.5 + len(ids) / 1067)
+        words += counted * weights[token] * sketch.codes.weight[token].detach().double().numpy()
+    vector = np.concatenate([unit(meaning), unit(words) * np.exp(sketch.log_balance.item())])
+    return sketch.turn.weight.detach().double().numpy() @ vector
 
 
 @pytest.mark.parametrize("kernels", ["cpu", "naive"])
@@ -87,16 +64,27 @@ def test_the_vector_is_what_the_formula_says(kernels: str) -> None:
         np.testing.assert_allclose(output.last_hidden_state[0].mean(0), output.pooler_output[0], atol=1e-6)
 
 
-def test_words_count_by_the_root_of_their_number() -> None:
+def test_words_count_less_the_more_there_are_and_the_longer_the_text() -> None:
+    counts, lengths = torch.tensor([1.0, 2, 20, 20]), torch.tensor([10.0, 10, 10, 20_000])
+    found = saturation(counts, lengths)
+    assert found[0] < found[1] < 2 * found[0]
+    assert found[3] < found[2] < 1
+    # BM25 with k1 = 10, b = 0.75 and a mean length of 8,000.
+    expected = counts / (counts + 10 * (1 - 0.75 + 0.75 * lengths / 8_000))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
+
+
+def test_a_words_part_of_a_sketch_is_its_code() -> None:
     model = sketching()
-    with torch.no_grad():
-        model.sketch.log_balance.zero_()
     words = [[11] * 4 + [12], [11], [12]]
     with torch.no_grad():
-        many, first, second = (model(torch.tensor([ids])).pooler_output[0, -SIZE:].double() for ids in words)
-    weights = model.sketch.log_sketch_weights.detach().double().exp()
-    expected = 2 * weights[11] * first + weights[12] * second
-    torch.testing.assert_close(many, expected / expected.norm(), atol=1e-6, rtol=0)
+        both, first, second = (model.sketch.parts(model(torch.tensor([ids])).pooler_output)[1][0] for ids in words)
+    codes, weights = model.sketch.codes.weight.detach(), model.sketch.log_sketch_weights.detach().exp()
+    for found, token in ((first, 11), (second, 12)):
+        torch.testing.assert_close(found / found.norm(), codes[token] / codes[token].norm(), atol=1e-5, rtol=0)
+    counted = saturation(torch.tensor([4.0, 1.0]), torch.tensor(5.0))
+    expected = counted[0] * weights[11] * codes[11] + counted[1] * weights[12] * codes[12]
+    torch.testing.assert_close(both / both.norm(), expected / expected.norm(), atol=1e-5, rtol=0)
 
 
 def test_parts_of_a_text_are_scaled_like_texts() -> None:
@@ -108,22 +96,24 @@ def test_parts_of_a_text_are_scaled_like_texts() -> None:
     text = sentence(120)
     passages = embedder.embed_passages(text, passage_tokens=40)
     assert len(passages.vectors) > 2
-    vectors = np.asarray(passages.vectors)
-    balance = model.sketch.balance.item()
-    lengths = np.linalg.norm(vectors[:, -SIZE:], axis=1) / np.linalg.norm(vectors[:, :-SIZE], axis=1)
-    np.testing.assert_allclose(lengths, balance, rtol=1e-4)
+    with torch.no_grad():
+        meaning, sketch = model.sketch.parts(torch.from_numpy(np.asarray(passages.vectors)))
+    lengths = sketch.norm(dim=1) / meaning.norm(dim=1)
+    np.testing.assert_allclose(lengths, model.sketch.balance.item(), rtol=1e-4)
     # One passage of all of the text is the text.
     whole = embedder.embed_passages(text, passage_tokens=250)
     np.testing.assert_allclose(whole.vectors[0], embedder.embed_documents([text]).vectors[0], atol=1e-5)
 
 
-def test_shortened_vectors_hold_the_meaning_first() -> None:
-    model = sketching(matryoshka_dimensions=[WIDTH - SIZE, WIDTH])
-    whole = M2Embedder(backend=LocalBackend(model, device="cpu"))
-    short = M2Embedder(backend=LocalBackend(model, device="cpu"), dimensions=WIDTH - SIZE)
-    text = sentence(30)
-    expected = unit(whole.embed_query(text)[: WIDTH - SIZE])
-    np.testing.assert_allclose(short.embed_query(text), expected, atol=1e-6)
+def test_the_turn_changes_no_similarity() -> None:
+    model = sketching()
+    texts = [sentence(20, seed=number) for number in range(6)]
+    turned = np.asarray(M2Embedder(backend=LocalBackend(model, device="cpu")).embed_documents(texts))
+    with torch.no_grad():
+        model.sketch.turn.weight.copy_(torch.eye(WIDTH))
+    straight = np.asarray(M2Embedder(backend=LocalBackend(model, device="cpu")).embed_documents(texts))
+    assert np.abs(turned - straight).max() > 0.1
+    np.testing.assert_allclose(turned @ turned.T, straight @ straight.T, atol=1e-5)
 
 
 def test_the_sketch_is_part_of_the_fingerprint() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from tiny_models import sentence, tiny_model
 
 from m2rag import M2Embedder
@@ -18,7 +20,7 @@ from m2rag_train.export import save_embedder
 TEXTS = ["one short text", sentence(200), "Ünïcode, punctuation; and (brackets)!", "a"]
 
 
-def wide_model(**changes: str) -> M2BertModel:
+def wide_model(**changes: Any) -> M2BertModel:
     """Vectors of the tiny model's usual weights are nearly equal; these differ from text to text."""
     model = tiny_model(**{"pooling": "mean", **changes})
     with torch.no_grad():
@@ -26,9 +28,9 @@ def wide_model(**changes: str) -> M2BertModel:
     return model
 
 
-@pytest.fixture(scope="module")
-def model() -> M2BertModel:
-    return wide_model()
+@pytest.fixture(scope="module", params=[0, 20], ids=["mean", "sketch"])
+def model(request: pytest.FixtureRequest) -> M2BertModel:
+    return wide_model(sketch_size=request.param)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,20 @@ def test_stored_halves_stay_near_the_model(vectors: np.ndarray, model: M2BertMod
     whole = save_embedder(model, tmp_path, dtype=torch.float32)
     expected = M2Embedder(whole).embed_documents(TEXTS).vectors
     difference = np.abs(vectors - expected).max()
-    assert 0 < difference < 5e-3
+    # One byte a code is coarse, and 20 channels of them hardly even it out.
+    assert 0 < difference < (2e-2 if model.sketch else 5e-3)
+
+
+def test_codes_of_words_are_stored_in_one_byte(tmp_path: Path) -> None:
+    model = wide_model(sketch_size=20)
+    with torch.no_grad():
+        model.sketch.codes.weight.normal_()
+    half, whole = (save_embedder(model, tmp_path / str(dtype), dtype=dtype) for dtype in (torch.float16, torch.float32))
+    with safe_open(half / "model.safetensors", "pt") as tensors:
+        kinds = {name: tensors.get_slice(name).get_dtype() for name in tensors.keys()}
+    assert kinds.pop("sketch.codes.weight") == "F8_E4M3" and set(kinds.values()) == {"F16"}
+    found, expected = (M2Embedder(folder).embed_documents(TEXTS).vectors for folder in (half, whole))
+    assert (found * expected).sum(1).min() > 0.999
 
 
 def test_auto_model_gives_the_same_vectors(exported: Path, vectors: np.ndarray) -> None:
@@ -82,10 +97,10 @@ def test_nothing_in_it_is_code(exported: Path) -> None:
     assert "auto_map" not in json.loads((exported / "config.json").read_text(encoding="utf-8"))
 
 
-def test_weights_take_two_bytes_each(exported: Path, model: M2BertModel) -> None:
-    n_weights = sum(value.numel() for value in model.state_dict().values())
-    size = (exported / "model.safetensors").stat().st_size
-    assert 2 * n_weights < size < 2 * n_weights + 10_000
+def test_weights_take_two_bytes_each_and_codes_one(exported: Path, model: M2BertModel) -> None:
+    codes = model.sketch.codes.weight.numel() if model.sketch else 0
+    expected = 2 * sum(value.numel() for value in model.state_dict().values()) - codes
+    assert expected < (exported / "model.safetensors").stat().st_size < expected + 12_000
 
 
 def test_others_can_read_it(exported: Path) -> None:

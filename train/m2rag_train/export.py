@@ -14,6 +14,9 @@ from m2rag.errors import NonFiniteError
 from m2rag.models import M2BertConfig, M2BertModel
 from m2rag.tokenizer import VOCABULARY
 
+# Stored in one byte a number where the others have two: sums over a text's words hardly feel the rounding.
+_COARSE = frozenset({"sketch.codes.weight"})
+
 _PACKAGE = "sentence_transformers."
 _TRANSFORMER = ("", _PACKAGE + "base.modules.transformer.Transformer")
 _POOLING = ("1_Pooling", _PACKAGE + "sentence_transformer.modules.pooling.Pooling")
@@ -29,6 +32,8 @@ def save_embedder(
     tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Path:
     """Write weights (stored as `dtype`, computed in fp32), configuration, tokenizer and the module list.
+
+    With fp16 the codes of a lexical sketch are stored as float8_e4m3fn, which loaders widen in the same way.
 
     Pooling `mean` is a stock module; the dense layer with tanh of the two others is one too, so its weights are there
     twice: in the model, for `M2Embedder` and `AutoModel`, and in a folder of their own, for `SentenceTransformer`.
@@ -47,10 +52,12 @@ def save_embedder(
         tokenizer = BertTokenizer(str(VOCABULARY), do_lower_case=True, model_max_length=config.max_tokens)
     if config.vocab_size < len(tokenizer):
         raise ValueError(f"the model has {config.vocab_size} word embeddings, the tokenizer {len(tokenizer)} ids")
-    tensors = {name: value.detach().to(dtype).contiguous() for name, value in model.state_dict().items()}
-    for name, value in tensors.items():
-        if not value.isfinite().all():
-            raise NonFiniteError(f"{name}: not finite as {dtype}")
+    tensors = {}
+    for name, value in model.state_dict().items():
+        stored = torch.float8_e4m3fn if name in _COARSE and dtype == torch.float16 else dtype
+        tensors[name] = value.detach().to(stored).contiguous()
+        if not tensors[name].float().isfinite().all():
+            raise NonFiniteError(f"{name}: not finite as {stored}")
     out.mkdir(parents=True, exist_ok=True)
     # fp32 in the configuration, so that loaders widen the stored halves: filters need fp32 positions.
     config.dtype = torch.float32
