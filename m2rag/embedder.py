@@ -299,7 +299,7 @@ class M2Embedder:
         """Contextual vectors of the passages of one document, each made in sight of all of it.
 
         A passage's vector is the mean of the encoder's last hidden states over its tokens, whatever the pooling of the
-        document's own vector; with a lexical sketch, its two parts are scaled as a document's are. Passages have about
+        document's own vector; a lexical sketch counts less in it than in a document's. Passages have about
         `passage_tokens` tokens and end where a paragraph, a sentence or at least a word ends; together they hold all of
         the text (under "truncate": of its beginning) but white space between them. Errors as in `embed_documents`.
         """

@@ -14,24 +14,32 @@ from torch import nn
 
 from m2rag.models.configuration_m2_bert import M2BertConfig
 
-# A token that comes n times in a text of L tokens counts n / (n + RARITY + L / LENGTH): BM25's saturation (Robertson
-# and Zaragoza, 2009) for texts of all lengths, with k1 = 10, b = 0.75 and a mean length of 8,000.
+# The first tokens of a text count up to 1 + OPENING times: it says there what it is about.
+OPENING = 2.0
+OPENING_TOKENS = 256.0
+
+# A token that counts n in a text of L tokens tells n / (n + RARITY + L / LENGTH): BM25's saturation (Robertson and
+# Zaragoza, 2009) for texts of all lengths, with k1 = 10, b = 0.75 and a mean length of 8,000.
 RARITY = 2.5
 LENGTH = 1067.0
+
+# Of the balance, in a passage: all passages of a document share its telling words, so there they tell less.
+PASSAGE_SHARE = 0.3
 
 
 class LexicalSketch(nn.Module):
     """Hidden states (B, L, D) -> token outputs (B, L, D), whose mean over a text is its vector.
 
-    With S = `config.sketch_size`, h hidden states, and n_t the number of times that token t is in a text of L tokens:
+    With S = `config.sketch_size`, h hidden states, g_i = 1 + 2 exp(-i / 256) for the position i, and n_t the sum of g
+    over the places of token t in a text of L tokens:
 
-        meaning  = P * (sum over positions i of a[t_i] * h_i)                            D - S channels, length 1
+        meaning  = P * (sum over positions i of g_i * a[t_i] * h_i)                      D - S channels, length 1
         sketch   = sum over different tokens t of w[t] * code[t] * n_t / (n_t + 2.5 + L / 1067)    S channels, `balance`
         vector   = turn * (meaning, sketch)
 
     a, w and the balance are positive and stored as logarithms. `turn` is orthogonal: it changes no similarity, and
     brings what tells most to the first channels. A row's scales are those of all its tokens, so the mean over a part of
-    the text has other lengths: see `rescaled`.
+    the text has other lengths: see `passages`.
     """
 
     def __init__(self, config: M2BertConfig) -> None:
@@ -50,13 +58,14 @@ class LexicalSketch(nn.Module):
         with torch.autocast(hidden.device.type, enabled=False):
             keep = mask[..., None]
             tokens = keep.sum(1, keepdim=True)
-            weights = self.log_mean_weights.float().exp()[ids][..., None]
+            places = opening(mask.cumsum(1) - 1) * mask
+            weights = (self.log_mean_weights.float().exp()[ids] * places)[..., None]
             weighted = torch.where(keep, hidden.float(), 0.0) * weights
             meaning = F.linear(weighted, self.projection.weight.float())
             counts = torch.zeros(len(ids), len(self.log_sketch_weights), device=ids.device)
-            counts = counts.scatter_add(1, ids, mask.float()).gather(1, ids).clamp(min=1)
-            # Each of a token's n_t places has its part of what the token counts.
-            weights = self.log_sketch_weights.float().exp()[ids] * saturation(counts, tokens[..., 0]) / counts
+            counts = counts.scatter_add(1, ids, places).gather(1, ids).clamp(min=1)
+            # Each of a token's places has its part of what the token tells.
+            weights = self.log_sketch_weights.float().exp()[ids] * places * saturation(counts, tokens[..., 0]) / counts
             sketch = torch.where(keep, self.codes(ids).float() * weights[..., None], 0.0)
             parts = [meaning * _scale(meaning, tokens), sketch * _scale(sketch, tokens) * self.balance]
             return F.linear(torch.cat(parts, -1), self.turn.weight.float())
@@ -71,15 +80,20 @@ class LexicalSketch(nn.Module):
         meaning, sketch = (vectors @ self.turn.weight.float()).split([vectors.shape[-1] - self.size, self.size], -1)
         return meaning, sketch
 
-    def rescaled(self, means: torch.Tensor) -> torch.Tensor:
-        """Means of token outputs over parts of a text (N, D), both parts scaled as in the vector of a whole text."""
+    def passages(self, means: torch.Tensor) -> torch.Tensor:
+        """Means of token outputs over passages of a text (N, D) -> their vectors; the sketch is shorter there."""
         meaning, sketch = self.parts(means)
-        vectors = torch.cat([F.normalize(meaning, dim=-1), F.normalize(sketch, dim=-1) * self.balance], -1)
-        return F.linear(vectors, self.turn.weight.float())
+        sketch = F.normalize(sketch, dim=-1) * self.balance * PASSAGE_SHARE
+        return F.linear(torch.cat([F.normalize(meaning, dim=-1), sketch], -1), self.turn.weight.float())
+
+
+def opening(positions: torch.Tensor) -> torch.Tensor:
+    """What a token counts at these positions, from 0 on."""
+    return 1 + OPENING * torch.exp(-positions / OPENING_TOKENS)
 
 
 def saturation(counts: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-    """What a token that comes `counts` times in a text of so many `tokens` counts there: from 0 to 1."""
+    """What a token that counts `counts` in a text of so many `tokens` tells: from 0 to 1."""
     return counts / (counts + RARITY + tokens / LENGTH)
 
 

@@ -611,7 +611,7 @@ class M2BertModel(M2BertPreTrainedModel):
     def span_vectors(self, hidden: torch.Tensor, spans: list[tuple[int, int]]) -> torch.Tensor:
         """Vectors (S, D) of parts of a text in its context: means of `last_hidden_state` (L, D), of one text."""
         means = torch.stack([hidden[begin:end].mean(0, dtype=torch.float32) for begin, end in spans])
-        return means if self.sketch is None else self.sketch.rescaled(means)
+        return means if self.sketch is None else self.sketch.passages(means)
 
     def pool(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor | None:
         """Hidden states (B, L, D) and mask (B, L) -> (B, D), as `config.pooling` says."""

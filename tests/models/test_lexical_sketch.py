@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import math
+from collections import defaultdict
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_models import sentence, tiny_model
 
 from m2rag import M2Embedder
 from m2rag.backends.local import LocalBackend
 from m2rag.models import M2BertModel
-from m2rag.models.lexical_sketch import saturation
+from m2rag.models.lexical_sketch import opening, saturation
 
 SIZE = 20
 WIDTH = 32
@@ -42,11 +44,15 @@ def by_hand(model: M2BertModel, ids: list[int]) -> np.ndarray:
         hidden = model(torch.tensor([ids])).last_hidden_state[0].double().numpy()
     model.sketch = sketch
     weights = sketch.log_mean_weights.detach().double().exp().numpy()
-    total = sum(weights[token] * state for token, state in zip(ids, hidden, strict=True))
+    places = [1 + 2 * math.exp(-position / 256) for position in range(len(ids))]
+    total = sum(place * weights[token] * state for place, token, state in zip(places, ids, hidden, strict=True))
     meaning = sketch.projection.weight.detach().double().numpy() @ total
     weights = sketch.log_sketch_weights.detach().double().exp().numpy()
     words = np.zeros(SIZE)
-    for token, count in Counter(ids).items():
+    counts = defaultdict(float)
+    for place, token in zip(places, ids, strict=True):
+        counts[token] += place
+    for token, count in counts.items():
         counted = count / (count + 2.5 + len(ids) / 1067)
         words += counted * weights[token] * sketch.codes.weight[token].detach().double().numpy()
     vector = np.concatenate([unit(meaning), unit(words) * np.exp(sketch.log_balance.item())])
@@ -74,6 +80,19 @@ def test_words_count_less_the_more_there_are_and_the_longer_the_text() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=0)
 
 
+def test_what_comes_first_counts_up_to_three_times() -> None:
+    found = opening(torch.tensor([0.0, 256.0, 1_024.0, 30_000.0]))
+    expected = torch.tensor([3.0, 1 + 2 / math.e, 1 + 2 / math.e**4, 1.0])
+    torch.testing.assert_close(found, expected)
+    # Pads in front move nothing.
+    model, ids = sketching(), [101, 5, 2000, 7, 102]
+    with torch.no_grad():
+        alone = model(torch.tensor([ids])).pooler_output
+        padded = model(torch.tensor([[0, 0, *ids]]), torch.tensor([[0, 0, 1, 1, 1, 1, 1]])).pooler_output
+    sketches = [model.sketch.parts(vectors)[1] for vectors in (alone, padded)]
+    torch.testing.assert_close(*sketches, atol=1e-5, rtol=0)
+
+
 def test_a_words_part_of_a_sketch_is_its_code() -> None:
     model = sketching()
     words = [[11] * 4 + [12], [11], [12]]
@@ -82,12 +101,13 @@ def test_a_words_part_of_a_sketch_is_its_code() -> None:
     codes, weights = model.sketch.codes.weight.detach(), model.sketch.log_sketch_weights.detach().exp()
     for found, token in ((first, 11), (second, 12)):
         torch.testing.assert_close(found / found.norm(), codes[token] / codes[token].norm(), atol=1e-5, rtol=0)
-    counted = saturation(torch.tensor([4.0, 1.0]), torch.tensor(5.0))
+    places = opening(torch.arange(5))
+    counted = saturation(torch.stack([places[:4].sum(), places[4]]), torch.tensor(5.0))
     expected = counted[0] * weights[11] * codes[11] + counted[1] * weights[12] * codes[12]
     torch.testing.assert_close(both / both.norm(), expected / expected.norm(), atol=1e-5, rtol=0)
 
 
-def test_parts_of_a_text_are_scaled_like_texts() -> None:
+def test_words_count_less_in_passages() -> None:
     model = sketching()
     # [CLS] and [SEP] are in the text's vector and in no passage.
     with torch.no_grad():
@@ -99,10 +119,12 @@ def test_parts_of_a_text_are_scaled_like_texts() -> None:
     with torch.no_grad():
         meaning, sketch = model.sketch.parts(torch.from_numpy(np.asarray(passages.vectors)))
     lengths = sketch.norm(dim=1) / meaning.norm(dim=1)
-    np.testing.assert_allclose(lengths, model.sketch.balance.item(), rtol=1e-4)
-    # One passage of all of the text is the text.
-    whole = embedder.embed_passages(text, passage_tokens=250)
-    np.testing.assert_allclose(whole.vectors[0], embedder.embed_documents([text]).vectors[0], atol=1e-5)
+    np.testing.assert_allclose(lengths, 0.3 * model.sketch.balance.item(), rtol=1e-4)
+    # One passage of all of the text has both parts of the text's vector.
+    whole = embedder.embed_passages(text, passage_tokens=250).vectors[0]
+    pair = torch.from_numpy(np.stack([whole, embedder.embed_documents([text]).vectors[0]]))
+    for part in model.sketch.parts(pair):
+        np.testing.assert_allclose(*F.normalize(part.detach(), dim=1), atol=1e-5)
 
 
 def test_the_turn_changes_no_similarity() -> None:

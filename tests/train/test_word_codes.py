@@ -52,6 +52,28 @@ def test_a_bag_is_the_models_sketch() -> None:
         torch.testing.assert_close(found, F.normalize(expected, dim=0), atol=1e-5, rtol=0)
 
 
+def test_runs_begin_alike_and_their_mean_is_learned() -> None:
+    texts = [with_special(sentence(40, seed=number)) for number in range(4)]
+    queries = [with_special(sentence(3, seed=10 + number)) for number in range(4)]
+    numbers = [[number] for number in range(4)]
+    pairs = Pairs([""] * 4, [""] * 4, numbers, numbers, [[]] * 4, [0] * 4)
+
+    def learned(runs: int, seed: int) -> torch.Tensor:
+        sketch = tiny_model(sketch_size=20).sketch
+        learn_codes(sketch, pairs, texts, queries, SPECIAL, CodeLearning(5, runs, documents=3), seed)
+        return sketch.codes.weight.detach()
+
+    start = tiny_model(sketch_size=20).sketch.codes.weight.detach()
+    one, two = learned(1, seed=7), learned(2, seed=7)
+    assert torch.equal(one, learned(1, seed=7)), "the seed does not say all"
+    # Two of the mean are the first run and another one.
+    other = 2 * two - one
+    assert (other - one).abs().max() > 1e-3
+    used = np.setdiff1d(np.unique(np.concatenate(texts)), SPECIAL)
+    moved = [(codes - start)[used].abs().mean() for codes in (one, other)]
+    assert 0.5 < moved[0] / moved[1] < 2, "the second run did not begin where the first did"
+
+
 def test_one_document_is_not_enough() -> None:
     ids = with_special("old stone houses")
     pairs = Pairs(["old"], ["old stone houses", "rain"], [[0]], [[0], []], [[]], [0, 0])

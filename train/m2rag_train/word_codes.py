@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 
 from m2rag._optional import require
-from m2rag.models.lexical_sketch import LexicalSketch, saturation
+from m2rag.models.lexical_sketch import LexicalSketch, opening, saturation
 from m2rag_train.errors import TrainingDataError
 from m2rag_train.finetuning.data import Pairs
 from m2rag_train.recipe import check_positive
@@ -39,6 +39,7 @@ class CodeLearning:
 
     Attributes:
         steps: optimizer steps; the rate falls to nothing over the second half.
+        runs: as often, each time from the same random codes and on other batches; their mean is what was learned.
         documents: in a batch, each with two queries and a piece of it; every other batch is of one source.
         lr: of the codes, which start as -1 and 1.
         weights_lr: of the logarithms of the words' weights.
@@ -46,13 +47,14 @@ class CodeLearning:
     """
 
     steps: int
+    runs: int = 1
     documents: int = 192
     lr: float = 0.015
     weights_lr: float = 0.01
     temperature: float = 0.03
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps", "documents", "lr", "weights_lr", "temperature")
+        check_positive(self, "steps", "runs", "documents", "lr", "weights_lr", "temperature")
 
 
 def stems(vocabulary: Mapping[str, int]) -> np.ndarray:
@@ -87,7 +89,8 @@ class Bags:
     def __init__(self, texts: Sequence[np.ndarray], special: Sequence[int]) -> None:
         tokens, counts = [], []
         for ids in texts:
-            found, times = np.unique(ids, return_counts=True)
+            found, places = np.unique(ids, return_inverse=True)
+            times = np.bincount(places, weights=opening(torch.arange(len(ids))).numpy())
             keep = ~np.isin(found, special)
             tokens.append(found[keep].astype(np.int64))
             counts.append(saturation(torch.from_numpy(times[keep]).float(), torch.tensor(len(ids))))
@@ -127,9 +130,35 @@ def learn_codes(
     asked = np.array([number for number, found in enumerate(pairs.queries_of) if found])
     if len(asked) < 2:
         raise TrainingDataError(f"{len(asked)} documents have queries: codes learn by telling documents apart")
-    sources = np.array(pairs.source_of)[asked]
     document_bags, query_bags = Bags(documents, special), Bags(queries, special)
-    rng = np.random.default_rng(seed)
+    learned = [sketch.codes.weight, sketch.log_sketch_weights]
+    start = [values.detach().clone() for values in learned]
+    mean = [torch.zeros_like(values) for values in start]
+    for run in range(learning.runs):
+        with torch.no_grad():
+            for values, first in zip(learned, start, strict=True):
+                values.copy_(first)
+        rng = np.random.default_rng((seed, run))
+        _run(sketch, pairs, documents, document_bags, query_bags, asked, special, learning, rng)
+        for total, values in zip(mean, learned, strict=True):
+            total += values.detach() / learning.runs
+    with torch.no_grad():
+        for values, total in zip(learned, mean, strict=True):
+            values.copy_(total)
+
+
+def _run(
+    sketch: LexicalSketch,
+    pairs: Pairs,
+    documents: Sequence[np.ndarray],
+    document_bags: Bags,
+    query_bags: Bags,
+    asked: np.ndarray,
+    special: Sequence[int],
+    learning: CodeLearning,
+    rng: np.random.Generator,
+) -> None:
+    sources = np.array(pairs.source_of)[asked]
     rates = (learning.lr, learning.weights_lr)
     groups: list[dict[str, Any]] = [{"params": [sketch.codes.weight]}, {"params": [sketch.log_sketch_weights]}]
     optimizer = torch.optim.Adam(groups, betas=(0.9, 0.99))
