@@ -6,6 +6,7 @@ M2RAG_SCREENSHOTS set to a folder, the pictures of the documentation are written
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -101,8 +102,11 @@ Opener = Callable[..., Any]
 
 
 @pytest.fixture
-def open_page(browser: Any) -> Iterator[Opener]:
+def open_page(request: pytest.FixtureRequest, browser: Any) -> Iterator[Opener]:
     """Opens pages, and looks at the end whether all was well with them."""
+    # Set up before, the server goes after its pages: they ask it how indexing goes.
+    if "empty" in request.fixturenames:
+        request.getfixturevalue("empty")
     contexts: list[Any] = []
     problems: list[str] = []
 
@@ -616,6 +620,29 @@ def test_markup_in_names_and_texts_is_text(open_page: Opener, empty: str) -> Non
     )
     expect(hostile.locator("#toast")).to_contain_text("<script>")
     assert hostile.evaluate("window.hacked") is None
+
+
+def test_an_older_search_never_covers_a_newer_one(open_page: Opener, empty: str) -> None:
+    httpx.put(f"{empty}/api/documents/fish.md", content=b"The fish swims far.").raise_for_status()
+    indexed(empty)
+    page = open_page(empty)
+    ask(page, "fish")
+    held: list[Any] = []
+    page.route(
+        "**/api/search",
+        lambda route: held.append(route) if "nowhere" in route.request.post_data else route.continue_(),
+    )
+    page.locator("#filter").fill("path=nowhere")
+    page.locator("#filter").press("Enter")
+    expect(page.locator("#results-title")).to_have_text("Searching…")
+    page.locator("#filter").press("Backspace")
+    expect(page.locator("#results-title")).to_have_text("1 hit")
+    for route in held:
+        with contextlib.suppress(playwright.Error):  # the page has given it up
+            route.continue_()
+    page.wait_for_timeout(200)
+    expect(page.locator(".hit-title")).to_have_count(1)
+    expect(page.locator("#results")).not_to_have_attribute("aria-busy", "true")
 
 
 def test_what_the_policy_forbids_is_forbidden(open_page: Opener, empty: str) -> None:

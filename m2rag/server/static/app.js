@@ -150,7 +150,8 @@ function having() {
 
 async function search() {
   const key = address({ doc: null });
-  if (found?.key === key) return;
+  // What is shown answers it, unless a search for something else is about to take its place.
+  if (!searching && found?.key === key) return;
   searching?.abort();
   const control = searching = new AbortController();
   $("prefix").hidden = $("more").hidden = true;
