@@ -10,7 +10,15 @@ import pytest
 from tiny_models import sentence
 
 from m2rag.evaluation import Task
-from m2rag_train.corpus_pairs.overlap import MOST_RUNS, WORDS, RunIndex, check, find_overlaps, run_hashes
+from m2rag_train.corpus_pairs.overlap import (
+    MOST_RUNS,
+    WORDS,
+    RunIndex,
+    check,
+    find_overlaps,
+    run_hashes,
+    training_texts,
+)
 
 QUERY = "which of the seven wooden bridges over the quiet river was closed for boats after the flood"
 
@@ -84,6 +92,17 @@ def test_the_report_names_what_has_to_go(task: Task, tmp_path: Path) -> None:
     content = json.loads(report.read_text(encoding="utf-8"))
     assert content["tasks"] == ["rivers"] and content["found"]["dropped"] == 1
     assert content["overlaps"][0]["test"] == "rivers query q1"
+
+
+def test_questions_count_and_a_document_that_is_asked_about_counts_once(tmp_path: Path) -> None:
+    documents = [{"_id": "a", "text": sentence(50)}, {"_id": "b", "text": text(40)}]
+    write_packed(tmp_path / "x.documents.jsonl.zst", documents)
+    write_packed(tmp_path / "x.pairs.jsonl.zst", [{"query": "old houses", "document_id": "a", "kind": "span"}])
+    write_packed(tmp_path / "x.asked.documents.jsonl.zst", documents[1:])
+    write_packed(tmp_path / "x.asked.pairs.jsonl.zst", [{"query": QUERY, "document_id": "b", "kind": "asked"}])
+    found = dict(training_texts(tmp_path))
+    assert len(list(training_texts(tmp_path))) == 2
+    assert found == {"a": f"{sentence(50)}\n\nold houses", "b": f"{text(40)}\n\n{QUERY}"}
 
 
 def write_packed(path: Path, rows: list[dict[str, str]]) -> None:

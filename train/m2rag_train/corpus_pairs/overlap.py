@@ -152,11 +152,16 @@ def _worst(identifier: str, rare: np.ndarray, size: int, index: RunIndex) -> Ove
 
 
 def training_texts(folder: Path) -> Iterator[tuple[str, str]]:
-    """(id, text and queries) of every document that `make.py` wrote."""
+    """(id, text and queries) of every document that `make.py` wrote, each once."""
     for path in sorted(folder.glob("*.documents.jsonl.zst")):
+        name = path.name.removesuffix(".documents.jsonl.zst")
+        if name.endswith(".asked"):
+            continue
         queries: dict[str, list[str]] = {}
-        for where, row in numbered_rows(path.with_name(path.name.replace(".documents.", ".pairs."))):
-            queries.setdefault(text_of(row, "document_id", where), []).append(text_of(row, "query", where))
+        asked = folder / f"{name}.asked.pairs.jsonl.zst"
+        for pairs in [folder / f"{name}.pairs.jsonl.zst", *([asked] if asked.exists() else [])]:
+            for where, row in numbered_rows(pairs):
+                queries.setdefault(text_of(row, "document_id", where), []).append(text_of(row, "query", where))
         for where, row in numbered_rows(path):
             identifier = text_of(row, "_id", where)
             yield identifier, "\n\n".join([text_of(row, "text", where), *queries.get(identifier, [])])
